@@ -1,0 +1,65 @@
+"""What a data source is: something that yields preference pairs as text, split into training and held-out."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+from orpo_exp.registry import Registry
+from orpo_exp.schema import ConfigError, Settings, setting
+from orpo_exp.types import PreferencePair
+
+
+@dataclass
+class DataConfig(Settings):
+    """Settings every source has; lengths in tokens."""
+
+    max_length: int = setting(1024, ge=3)
+    min_prompt_length: int = setting(256, ge=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_prompt_length > self.max_length - 2:
+            raise ConfigError(
+                "min_prompt_length",
+                self.min_prompt_length,
+                f"at most max_length - 2 = {self.max_length - 2}",
+                "Lower it or raise max_length: an answer needs room for a token and its EOS.",
+            )
+
+
+class Pairs(Protocol):
+    """Training pairs by position: a list of them, or an endless source that makes them."""
+
+    def __getitem__(self, position: int, /) -> PreferencePair: ...
+
+
+@dataclass(frozen=True)
+class SourceData:
+    """What a source loads.
+
+    train: pairs by position, 0 .. size - 1; size None means endless.
+    held_out: the evaluation set, disjoint from `train`.
+    skipped: reason -> row numbers of the rows that cannot be used.
+    """
+
+    train: Pairs
+    size: int | None
+    held_out: Sequence[PreferencePair]
+    skipped: dict[str, list[int]] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """A data source. `load` is deterministic: every rank calls it and must get the same pairs in the same order."""
+
+    Config: ClassVar[type[DataConfig]]
+
+    @abstractmethod
+    def load(self, seed: int) -> SourceData:
+        """Read or make the pairs; `seed` decides what is held out.
+
+        Raises ValueError for a source that does not exist, cannot be read or has no usable row.
+        """
+
+
+DATA: Registry[Source] = Registry("data")

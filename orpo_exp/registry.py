@@ -1,0 +1,60 @@
+"""A registry joins a component's name, its class and its configuration, and gives Hydra the schema."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterable
+from typing import Any, Generic, TypeVar
+
+from hydra.core.config_store import ConfigStore
+
+C = TypeVar("C")
+
+
+class Registry(Generic[C]):
+    """The components of one configuration group (`loss`, `plugin`, ...).
+
+    A component is a class with a nested dataclass `Config`, and is made from an instance of it:
+
+        @LOSSES.register("orpo")
+        class ORPO(Loss):
+            @dataclass
+            class Config(LossConfig):
+                lam: float = setting(0.1, ge=0)
+
+    The schema lies in Hydra's ConfigStore under `schema/<group>/<name>`, outside the group, so that it is no choice of
+    its own; `conf/<group>/<name>.yaml` builds on it. Which class to make is read from the configuration's type: a name
+    inside the configuration could be changed to another component's.
+    """
+
+    def __init__(self, group: str) -> None:
+        self.group = group
+        self._class_of: dict[type, type[C]] = {}
+
+    def register(self, name: str) -> Callable[[type[C]], type[C]]:
+        """Class decorator: make the class known as `name`. Raises ValueError where the name is taken."""
+
+        def keep(component: type[C]) -> type[C]:
+            config = component.Config  # type: ignore[attr-defined]
+            config.__name__ = f"{component.__name__}Config"  # so that errors name the component
+            store = ConfigStore.instance()
+            if f"{name}.yaml" in store.repo.get("schema", {}).get(self.group, {}):
+                raise ValueError(f"{self.group} {name!r} is registered twice; give one of them another name")
+            store.store(group=f"schema/{self.group}", name=name, node=config)
+            self._class_of[config] = component
+            return component
+
+        return keep
+
+    def of(self, config: object) -> type[C]:
+        """The component's class for a typed configuration."""
+        return self._class_of[type(config)]
+
+    def build(self, config: object, *args: Any, **kwargs: Any) -> C:
+        """The component, made from its configuration and whatever else its group hands over."""
+        return self.of(config)(config, *args, **kwargs)
+
+
+def import_modules(package: str, path: Iterable[str]) -> None:
+    """Import every module of a room, so that a new component needs no list to be entered in."""
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")

@@ -1,0 +1,78 @@
+"""What a configuration field may hold: its range and its marks, declared where the field is."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used: which key, what was given, what is allowed, what to do."""
+
+    def __init__(self, key: str, given: object, allowed: str, do: str) -> None:
+        super().__init__(f"{key}: given {given!r}; allowed: {allowed}. {do}")
+        self.key, self.given, self.allowed, self.do = key, given, allowed, do
+
+    def under(self, group: str) -> "ConfigError":
+        """The same error, its key seen from one level further up."""
+        return ConfigError(f"{group}.{self.key}", self.given, self.allowed, self.do)
+
+
+def setting(
+    default: Any = dataclasses.MISSING,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    affects_numbers: bool = True,
+) -> Any:
+    """A configuration field with a range.
+
+    `ge`, `gt`, `le`, `lt` bound a number (None as a value is never out of range). `affects_numbers=False` marks a field
+    that cannot change what a run computes (where it writes, how many processes share the work): it stays out of
+    `config_hash`, and a resumed run may change it.
+    """
+    bounds = {name: bound for name, bound in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if bound is not None}
+    return dataclasses.field(default=default, metadata={"bounds": bounds, "affects_numbers": affects_numbers})
+
+
+_COMPARE = {
+    "ge": ("at least {}", lambda value, bound: value >= bound),
+    "gt": ("above {}", lambda value, bound: value > bound),
+    "le": ("at most {}", lambda value, bound: value <= bound),
+    "lt": ("below {}", lambda value, bound: value < bound),
+}
+
+
+@dataclass
+class Settings:
+    """Base of every configuration class: checks finiteness and the declared ranges when it is made.
+
+    Raises ConfigError with the field's own name as key; whoever knows the group puts it in front.
+    """
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            bounds: dict[str, float] = field.metadata.get("bounds", {})
+            inside = all(_COMPARE[name][1](value, bound) for name, bound in bounds.items())
+            if not (math.isfinite(value) and inside):  # nan compares false with every bound
+                kind = "a whole number" if isinstance(value, int) else "a finite number"
+                allowed = " and ".join([kind, *(_COMPARE[name][0].format(bound) for name, bound in bounds.items())])
+                raise ConfigError(field.name, value, allowed, "Choose a value in this range.")
+
+
+def numeric_content(config: Any) -> Any:
+    """Everything in a configuration that can change what a run computes, as plain JSON types."""
+    if dataclasses.is_dataclass(config):
+        fields = [f for f in dataclasses.fields(config) if f.metadata.get("affects_numbers", True)]
+        return {f.name: numeric_content(getattr(config, f.name)) for f in fields}
+    if isinstance(config, dict):
+        return {key: numeric_content(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [numeric_content(value) for value in config]
+    return config.name if isinstance(config, Enum) else config

@@ -1,0 +1,175 @@
+"""What passes between the rooms."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypedDict
+
+import torch
+from torch import Tensor
+
+
+class Message(TypedDict):
+    """One turn of a conversation; `role` is system, user or assistant."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class PreferencePair:
+    """A prompt and two answers to it, as text.
+
+    A prompt is a plain string, or the turns of a conversation; then the answers are the assistant's next turn.
+    `row` is the pair's place in its source, the number by which messages name it.
+    """
+
+    row: int
+    prompt: str | tuple[Message, ...]
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class TokenizedPair:
+    """A preference pair as token ids, 1-D int32 tensors, truncated and with the answers' EOS; `row` as in PreferencePair."""
+
+    row: int
+    prompt_ids: Tensor
+    chosen_ids: Tensor
+    rejected_ids: Tensor
+
+    @property
+    def length(self) -> int:
+        """Tokens of the pair, its prompt counted once."""
+        return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+
+
+class Span(Enum):
+    """The part of a pair that a scored token belongs to."""
+
+    chosen = 0
+    rejected = 1
+    prompt = 2
+
+
+@dataclass(frozen=True)
+class ScoreIndex:
+    """Which tokens are scored and where the hidden state lies that predicts each: n entries in the order of PairLogps.
+
+    The entries run through the spans in the order chosen, rejected, prompt; within a span through the pairs; within a
+    pair through its tokens.
+
+    row, position: (n,) int64, the hidden state's place in the batch.
+    target: (n,) int64, the token it predicts.
+    lengths: for each span a (pairs,) int64 tensor on the CPU, how many entries each pair has.
+    """
+
+    row: Tensor
+    position: Tensor
+    target: Tensor
+    lengths: dict[Span, Tensor]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: the model's keyword arguments and what to score. It may hold no pair at all.
+
+    inputs: tensors by name, (rows, columns, ...).
+    rows: the source rows of its pairs, for messages.
+    """
+
+    inputs: dict[str, Tensor]
+    score: ScoreIndex
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TokenLogps:
+    """Log-probabilities of the scored tokens of one span, ragged: pair after pair, no padding.
+
+    values: (tokens,) float32, with gradient where the pass had one.
+    lengths: (pairs,) int64.
+
+    Sums are taken in float64: the losses work in double precision, which costs nothing at one number per pair.
+    """
+
+    values: Tensor
+    lengths: Tensor
+
+    def sum(self) -> Tensor:
+        """Log-probability of each whole answer, (pairs,) float64; 0 where a pair has no scored token."""
+        values = self.values.double()
+        if not len(self.lengths):  # segment_reduce refuses an empty batch
+            return values
+        return torch.segment_reduce(values, "sum", lengths=self.lengths.to(values.device), initial=0.0)
+
+    def mean(self) -> Tensor:
+        """Mean log-probability per token of each answer, (pairs,) float64; 0 where a pair has no scored token."""
+        return self.sum() / self.lengths.clamp(min=1).to(self.values.device)
+
+    def tokens(self) -> list[Tensor]:
+        """Each pair's log-probabilities, token by token."""
+        return list(self.values.split(self.lengths.tolist()))
+
+    @staticmethod
+    def concatenate(parts: Sequence["TokenLogps"]) -> "TokenLogps":
+        """The pairs of several parts, one after another."""
+        return TokenLogps(torch.cat([p.values for p in parts]), torch.cat([p.lengths for p in parts]))
+
+
+@dataclass(frozen=True)
+class PairLogps:
+    """Log-probabilities of every scored token of each pair: the one door between computing and mathematics.
+
+    `prompt` is there where the loss asked for it.
+    """
+
+    chosen: TokenLogps
+    rejected: TokenLogps
+    prompt: TokenLogps | None = None
+
+    @staticmethod
+    def concatenate(parts: Sequence["PairLogps"]) -> "PairLogps":
+        """The pairs of several micro-batches, one after another."""
+        prompts = [p.prompt for p in parts if p.prompt is not None]
+        return PairLogps(
+            chosen=TokenLogps.concatenate([p.chosen for p in parts]),
+            rejected=TokenLogps.concatenate([p.rejected for p in parts]),
+            prompt=TokenLogps.concatenate(prompts) if prompts else None,
+        )
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a loss divides by: pairs and scored tokens of the whole global batch (or evaluation set), over all ranks."""
+
+    pairs: int
+    chosen_tokens: int
+    rejected_tokens: int
+    prompt_tokens: int
+
+    @staticmethod
+    def of(pairs: Sequence[TokenizedPair]) -> "Counts":
+        """Count a batch. A prompt's first token has nothing before it to be predicted from: it is never scored."""
+        return Counts(
+            pairs=len(pairs),
+            chosen_tokens=sum(len(p.chosen_ids) for p in pairs),
+            rejected_tokens=sum(len(p.rejected_ids) for p in pairs),
+            prompt_tokens=sum(max(len(p.prompt_ids) - 1, 0) for p in pairs),
+        )
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """What a loss returns for the pairs it was given.
+
+    loss: () float64 with gradient, the share of these pairs in the loss of the global batch.
+    terms: named parts of the loss, () float64 each, already divided by the global counts: summed over micro-batches and
+        ranks they are the term of the global batch.
+    per_pair: metrics with one number per pair, (pairs,) float64 each; their mean over all pairs is reported.
+    """
+
+    loss: Tensor
+    terms: dict[str, Tensor]
+    per_pair: dict[str, Tensor] = field(default_factory=dict)
