@@ -53,6 +53,12 @@ class Span(Enum):
     prompt = 2
 
 
+class Need(Enum):
+    """What a loss may ask to be computed beyond the answers' log-probabilities."""
+
+    prompt_logps = "log-probabilities of the prompt's own tokens"
+
+
 @dataclass(frozen=True)
 class ScoreIndex:
     """Which tokens are scored and where the hidden state lies that predicts each: n entries in the order of PairLogps.

@@ -1,0 +1,162 @@
+"""Preference data from files and from the Hugging Face hub, both read by `datasets`."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING
+
+from orpo_exp.data.base import DATA, DataConfig, Source, SourceData
+from orpo_exp.data.rows import PROMPT_COLUMNS, UnusableRow, parse_row
+from orpo_exp.schema import ConfigError, setting
+from orpo_exp.types import PreferencePair
+
+BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+
+
+@dataclass
+class FileConfig(DataConfig):
+    """path: where the rows are; eval_size: what is held out, below 1 a share of the rows, from 1 on a number of pairs."""
+
+    path: str = MISSING
+    eval_size: float = setting(0.1, gt=0)
+
+
+class FileSource(Source):
+    """What reading files and reading a hub data set share: usable rows and the held-out split."""
+
+    def split(self, rows: Any, held_out_rows: Any | None, eval_size: float, path: str, seed: int) -> SourceData:
+        """Parse the rows; hold out some of them where no rows for that are given."""
+        train, skipped = _usable(rows, path)
+        if held_out_rows is not None:
+            held_out, _ = _usable(held_out_rows, path)
+        else:
+            train, held_out = hold_out(train, eval_size, seed)
+        return SourceData(train=train, size=len(train), held_out=held_out, skipped=skipped)
+
+
+@DATA.register("json")
+class JsonFiles(FileSource):
+    """A local .json, .jsonl, .parquet or .csv file, or a folder of such files of one kind."""
+
+    @dataclass
+    class Config(FileConfig):
+        """eval_path: a file or folder to evaluate on instead of holding rows out."""
+
+        eval_path: str | None = None
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def load(self, seed: int) -> SourceData:
+        """See Source."""
+        c = self.config
+        held_out = _read_files(c.eval_path, "data.eval_path") if c.eval_path else None
+        return self.split(_read_files(c.path, "data.path"), held_out, c.eval_size, c.path, seed)
+
+
+@DATA.register("hub")
+class Hub(FileSource):
+    """A data set of the Hugging Face hub, or a local folder of the same form."""
+
+    @dataclass
+    class Config(FileConfig):
+        """subset, split, revision: as the hub names them; eval_split: a split to evaluate on instead of holding out."""
+
+        subset: str | None = None
+        split: str = "train"
+        eval_split: str | None = None
+        revision: str | None = None
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def load(self, seed: int) -> SourceData:
+        """See Source."""
+        c = self.config
+        rows = self._read(c.split)
+        return self.split(rows, self._read(c.eval_split) if c.eval_split else None, c.eval_size, c.path, seed)
+
+    def _read(self, split: str) -> Any:
+        c = self.config
+        # `datasets` 4 and later run no code that comes with the data; earlier ones are told so by not being asked
+        return _load(c.path, "data.path", name=c.subset, split=split, revision=c.revision)
+
+
+def _read_files(path: str, key: str) -> Any:
+    root = Path(path).expanduser()
+    if not root.exists():
+        raise ConfigError(key, path, "a file or folder that exists", "Check the path; it is relative to where you are.")
+    files = sorted(f for f in root.rglob("*") if f.suffix in BUILDERS) if root.is_dir() else [root]
+    builders = {BUILDERS.get(f.suffix) for f in files}
+    if len(builders) != 1 or None in builders:
+        raise ConfigError(key, path, f"files of one kind out of {', '.join(BUILDERS)}", "Convert or move the others.")
+    if not any(f.stat().st_size for f in files):
+        raise ConfigError(key, path, "a file with at least two rows", "This one is empty.")
+    return _load(str(builders.pop()), key, given=path, data_files=[str(f) for f in files], split="train")
+
+
+def _load(builder: str, key: str, given: str | None = None, **arguments: Any) -> Any:
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        return datasets.load_dataset(builder, **arguments)
+    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ConfigError(
+            key, given or builder, "preference data that `datasets` can read", f"Reading it failed: {reason}"
+        ) from error
+
+
+def _usable(rows: Any, path: str) -> tuple[list[PreferencePair], dict[str, list[int]]]:
+    """The usable rows as pairs, and the others' numbers by reason; ConfigError where none is usable."""
+    columns = set(rows.column_names)
+    if not {"chosen", "rejected"} <= columns:
+        raise ConfigError(
+            "data.path",
+            path,
+            f"rows with `chosen`, `rejected` and one of {', '.join(PROMPT_COLUMNS)}",
+            f"This has the columns {', '.join(sorted(columns)) or '(none)'}: rename them.",
+        )
+    pairs: list[PreferencePair] = []
+    skipped: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        try:
+            pairs.append(parse_row(number, row))
+        except UnusableRow as reason:
+            skipped.setdefault(str(reason), []).append(number)
+    if not pairs:
+        reasons = "; ".join(f"{reason}: {len(numbers)} rows" for reason, numbers in skipped.items()) or "no row at all"
+        raise ConfigError("data.path", path, "data with at least one usable row", f"It has none ({reasons}).")
+    return pairs, skipped
+
+
+def hold_out(
+    pairs: Sequence[PreferencePair], eval_size: float, seed: int
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
+    """Training and held-out pairs. All pairs of one prompt go to the same side, so that none is trained on and tested."""
+    wanted = round(eval_size * len(pairs)) if eval_size < 1 else int(eval_size)
+    prompts = sorted({str(pair.prompt) for pair in pairs})
+    random.Random(seed).shuffle(prompts)
+    place = {prompt: i for i, prompt in enumerate(prompts)}
+    by_place: list[list[PreferencePair]] = [[] for _ in prompts]
+    for pair in pairs:
+        by_place[place[str(pair.prompt)]].append(pair)
+
+    held: set[int] = set()
+    for group in by_place:
+        if len(held) >= max(wanted, 1):
+            break
+        held |= {pair.row for pair in group}
+    train = [pair for pair in pairs if pair.row not in held]
+    if not train:
+        raise ConfigError(
+            "data.eval_size",
+            eval_size,
+            f"a size that leaves pairs to train on: there are {len(pairs)} pairs with {len(prompts)} prompts",
+            "Lower it, add data, or name other data to evaluate on.",
+        )
+    return train, [pair for pair in pairs if pair.row in held]

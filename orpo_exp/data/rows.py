@@ -1,0 +1,86 @@
+"""A row of a data set -> PreferencePair, in the forms that preference data comes in.
+
+    {"prompt": ..., "chosen": ..., "rejected": ...}          TRL's standard form
+    {"conversations": [...], "chosen": ..., "rejected": ...} ShareGPT's form
+    {"context": [...], "chosen": [...], "rejected": [...]}   ColossalChat's form
+
+The first is a string or a list of turns, the answers a string, one turn or a list of turns. A turn is
+{"role" or "from": who, "content" or "value": text}. Answers given as whole conversations share their first turns, which
+are the prompt then; `prompt` may be missing in that case.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from orpo_exp.types import Message, PreferencePair
+
+PROMPT_COLUMNS = ("prompt", "conversations", "context")
+ROLES = {
+    "system": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+}
+
+
+class UnusableRow(Exception):
+    """A row that is skipped; the message is the reason under which it is counted."""
+
+
+def parse_row(number: int, row: Mapping[str, Any]) -> PreferencePair:
+    """The pair in a row; UnusableRow where there is none. `number` is the row's place in its file, from 0."""
+    column = next((c for c in PROMPT_COLUMNS if row.get(c) is not None), None)
+    prompt = _text_or_turns(row[column], column) if column else []
+    chosen, rejected = (_text_or_turns(row.get(side), side) for side in ("chosen", "rejected"))
+    if not isinstance(chosen, str) or not isinstance(rejected, str):
+        prompt, chosen, rejected = _split_shared_turns(prompt, chosen, rejected)
+    if not prompt:
+        raise UnusableRow("no prompt")
+    for side, answer in (("chosen", chosen), ("rejected", rejected)):
+        if not answer.strip():
+            raise UnusableRow(f"empty {side}")
+    if chosen == rejected:
+        raise UnusableRow("chosen and rejected are the same")
+    return PreferencePair(number, prompt if isinstance(prompt, str) else tuple(prompt), chosen, rejected)
+
+
+def _text_or_turns(value: Any, column: str) -> str | list[Message]:
+    if value is None:
+        raise UnusableRow(f"no {column}")
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list):
+        raise UnusableRow(f"{column} is neither text nor a list of turns")
+    return [_turn(turn, column) for turn in value]
+
+
+def _turn(turn: Any, column: str) -> Message:
+    if not isinstance(turn, Mapping):
+        raise UnusableRow(f"a turn in {column} is not an object with role and content")
+    role, content = turn.get("role") or turn.get("from"), turn.get("content") or turn.get("value") or ""
+    if role not in ROLES:
+        raise UnusableRow(f"unknown role {role!r} in {column}")
+    if not isinstance(content, str):
+        raise UnusableRow(f"a turn in {column} has content that is not text")
+    return Message(role=ROLES[role], content=content)
+
+
+def _split_shared_turns(
+    prompt: str | list[Message], chosen: str | list[Message], rejected: str | list[Message]
+) -> tuple[list[Message], str, str]:
+    """Move the turns that both answers begin with to the prompt; what remains of each must be one assistant turn."""
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        raise UnusableRow("one answer is text, the other a list of turns")
+    shared = 0
+    while shared < min(len(chosen), len(rejected)) - 1 and chosen[shared] == rejected[shared]:
+        shared += 1
+    turns = chosen[:shared]
+    given = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+    if turns[: len(given)] != given:
+        turns = given + turns
+    if not all(len(rest) == 1 and rest[0]["role"] == "assistant" for rest in (chosen[shared:], rejected[shared:])):
+        raise UnusableRow("an answer is not one assistant turn")
+    return turns, chosen[shared]["content"], rejected[shared]["content"]

@@ -1,0 +1,175 @@
+"""PreferencePair -> TokenizedPair: chat templates, EOS and truncation."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+
+from orpo_exp.data.base import SourceData
+from orpo_exp.types import PreferencePair, TokenizedPair
+
+# For conversations and a tokenizer that has no template of its own, as a base model's: the speaker's name before each turn.
+PLAIN_TEMPLATE = (
+    "{% for message in messages %}"
+    "{{ message['role'] | capitalize }}: {{ message['content'] }}"
+    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}\n\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}Assistant: {% endif %}"
+)
+
+Unusable = tuple[int, str]  # row and reason
+
+
+@dataclass(frozen=True)
+class TokenizedData:
+    """What the loop draws from.
+
+    train: positions -> pairs; size as in SourceData, less what proved unusable as tokens.
+    held_out: the whole evaluation set.
+    texts: the held-out pairs as text, in the order of `held_out`, for samples.
+    skipped: reason -> rows; truncated: pairs of the finite training set and the evaluation set that were cut.
+    """
+
+    train: Callable[[Sequence[int]], list[TokenizedPair]]
+    size: int | None
+    held_out: list[TokenizedPair]
+    texts: list[PreferencePair]
+    skipped: dict[str, list[int]]
+    truncated: int
+
+
+def prepare(data: SourceData, tokenizer: Any, max_length: int, min_prompt_length: int) -> TokenizedData:
+    """Tokenize everything of a finite source now, an endless one as it is drawn.
+
+    Raises ValueError where no pair is left to train or to evaluate on.
+    """
+    encode = PairTokenizer(tokenizer, max_length, min_prompt_length)
+    held_out, dropped = encode(data.held_out)
+    if not held_out:
+        raise ValueError(f"no held-out pair is usable: {dropped[:5]}")
+    kept = {pair.row for pair in held_out}
+    texts = [pair for pair in data.held_out if pair.row in kept]
+    skipped = {reason: list(rows) for reason, rows in data.skipped.items()}
+
+    if data.size is None:
+
+        def draw(positions: Sequence[int]) -> list[TokenizedPair]:
+            pairs, unusable = encode([data.train[p] for p in positions])
+            assert not unusable, unusable  # an endless source makes only pairs that fit
+            return pairs
+
+        return TokenizedData(draw, None, held_out, texts, skipped, encode.truncated)
+
+    train, unusable = encode([data.train[p] for p in range(data.size)])
+    for row, reason in [*unusable, *dropped]:
+        skipped.setdefault(reason, []).append(row)
+    if not train:
+        raise ValueError(f"no training pair is usable as tokens: {unusable[:5]}")
+    return TokenizedData(
+        lambda positions: [train[p] for p in positions], len(train), held_out, texts, skipped, encode.truncated
+    )
+
+
+def training_texts(data: SourceData, limit: int = 20_000) -> Iterator[str]:
+    """Texts of the first `limit` training pairs, for a tokenizer that is trained on them."""
+    positions = range(data.size if data.size is not None else limit)
+    for position in islice(positions, limit):
+        pair = data.train[position]
+        yield from [pair.prompt] if isinstance(pair.prompt, str) else [turn["content"] for turn in pair.prompt]
+        yield pair.chosen
+        yield pair.rejected
+
+
+def kept_lengths(prompt: int, chosen: int, rejected: int, max_length: int, min_prompt_length: int) -> tuple[int, int]:
+    """How many tokens of a prompt, from its end, and how many of each answer, from its start, fit into max_length.
+
+    The prompt is cut first, down to min_prompt_length; then both answers to what is left, both to the same length.
+    """
+    longest = max(chosen, rejected)
+    if prompt + longest <= max_length:
+        return prompt, longest
+    kept_prompt = min(prompt, max(max_length - longest, min_prompt_length))
+    return kept_prompt, max_length - kept_prompt
+
+
+class PairTokenizer:
+    """Tokenizes pairs: prompt and answers apart, so that both answers continue the very same prompt.
+
+    An answer ends with EOS unless it was cut. `truncated` counts the pairs that were.
+    """
+
+    def __init__(self, tokenizer: Any, max_length: int, min_prompt_length: int) -> None:
+        self.tokenizer, self.max_length, self.min_prompt_length = tokenizer, max_length, min_prompt_length
+        self.eos: int = tokenizer.eos_token_id
+        first = tokenizer("").input_ids[:1]  # what the tokenizer itself puts before a text
+        self.prefix: list[int] = first if first == [tokenizer.bos_token_id] else []
+        self.template: str | None = None if tokenizer.chat_template else PLAIN_TEMPLATE
+        self.truncated = 0
+
+    def __call__(self, pairs: Sequence[PreferencePair]) -> tuple[list[TokenizedPair], list[Unusable]]:
+        """The usable pairs, and the others' rows with reasons."""
+        rendered = [self.render(pair) for pair in pairs]
+        texts = [text for texts in rendered for text in texts if text is not None]
+        encoded = iter(self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else [])
+        usable: list[TokenizedPair] = []
+        unusable: list[Unusable] = []
+        for pair, texts_of_pair in zip(pairs, rendered, strict=True):
+            if texts_of_pair[0] is None:
+                unusable.append((pair.row, "the chat template does not continue the prompt"))
+                continue
+            outcome = self.assemble(pair, next(encoded), next(encoded), next(encoded))
+            if isinstance(outcome, str):
+                unusable.append((pair.row, outcome))
+            else:
+                usable.append(outcome)
+        return usable, unusable
+
+    def render(self, pair: PreferencePair) -> tuple[str | None, str | None, str | None]:
+        """Prompt and answers as text; three None where a chat template rewrites the prompt once an answer follows."""
+        if isinstance(pair.prompt, str):
+            return pair.prompt, pair.chosen, pair.rejected
+        turns = list(pair.prompt)
+        prompt = self._apply(turns, generate=True)
+        whole = [
+            self._apply([*turns, {"role": "assistant", "content": answer}], generate=False)
+            for answer in (pair.chosen, pair.rejected)
+        ]
+        if not all(text.startswith(prompt) for text in whole):
+            return None, None, None
+        return prompt, whole[0][len(prompt) :], whole[1][len(prompt) :]
+
+    def assemble(
+        self, pair: PreferencePair, prompt: list[int], chosen: list[int], rejected: list[int]
+    ) -> TokenizedPair | str:
+        """Put EOS and BOS in place and truncate; the reason where nothing usable is left."""
+        prompt = prompt if prompt[:1] == self.prefix else self.prefix + prompt
+        if not prompt:
+            return "no prompt"
+        chosen, rejected = self._end(chosen), self._end(rejected)
+        kept_prompt, kept_answer = kept_lengths(
+            len(prompt), len(chosen), len(rejected), self.max_length, self.min_prompt_length
+        )
+        if kept_prompt < len(prompt) or kept_answer < max(len(chosen), len(rejected)):
+            self.truncated += 1
+        chosen, rejected = chosen[:kept_answer], rejected[:kept_answer]
+        if chosen == rejected:
+            return "chosen and rejected are the same as tokens, or as far as max_length reaches"
+        if len(self.prefix) < kept_prompt < len(prompt):
+            prompt = self.prefix + prompt[len(prompt) - kept_prompt + len(self.prefix) :]
+        ids = [torch.tensor(part, dtype=torch.int32) for part in (prompt[-kept_prompt:], chosen, rejected)]
+        return TokenizedPair(pair.row, *ids)
+
+    def _end(self, answer: list[int]) -> list[int]:
+        """The answer up to its last EOS; a template may put a newline behind it. One is added where there is none."""
+        after = len(answer) - answer[::-1].index(self.eos) if self.eos in answer else 0
+        if after and not self.tokenizer.decode(answer[after:]).strip():
+            return answer[:after]
+        return [*answer, self.eos]
+
+    def _apply(self, turns: list[Any], generate: bool) -> str:
+        text: str = self.tokenizer.apply_chat_template(
+            turns, chat_template=self.template, tokenize=False, add_generation_prompt=generate
+        )
+        return text

@@ -1,0 +1,59 @@
+"""The plain layout: each answer in a row of its own behind its prompt, padded on the right."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from orpo_exp.layouts.base import LAYOUTS, Layout, LayoutConfig
+from orpo_exp.types import Batch, Need, ScoreIndex, Span, TokenizedPair
+
+
+@LAYOUTS.register("padded")
+class Padded(Layout):
+    """Rows 2i and 2i + 1 hold the chosen and the rejected answer of pair i.
+
+    Padding is on the right, where a causal model's scored positions never look: no mask is needed, and which token
+    pads makes no difference. A row's last token predicts nothing and is left out.
+    """
+
+    @dataclass
+    class Config(LayoutConfig):
+        """Nothing to set."""
+
+    def collate(self, pairs: Sequence[TokenizedPair], needs: frozenset[Need]) -> Batch:
+        """See Layout; input_ids are (2 * pairs, longest row) int64."""
+        rows: list[Tensor] = []
+        for pair in pairs:
+            rows += [torch.cat([pair.prompt_ids, answer])[:-1].long() for answer in (pair.chosen_ids, pair.rejected_ids)]
+        if not rows:
+            rows = [torch.zeros(1, dtype=torch.int64)]
+
+        spans = {
+            Span.chosen: [(2 * i, len(p.prompt_ids) - 1, p.chosen_ids) for i, p in enumerate(pairs)],
+            Span.rejected: [(2 * i + 1, len(p.prompt_ids) - 1, p.rejected_ids) for i, p in enumerate(pairs)],
+        }
+        if Need.prompt_logps in needs:
+            spans[Span.prompt] = [(2 * i, 0, p.prompt_ids[1:]) for i, p in enumerate(pairs)]
+        return Batch(
+            inputs={"input_ids": pad_sequence(rows, batch_first=True)},
+            score=_index(spans),
+            rows=tuple(pair.row for pair in pairs),
+        )
+
+
+def _index(spans: dict[Span, list[tuple[int, int, Tensor]]]) -> ScoreIndex:
+    """The index of runs of tokens, each given as (row, position that predicts its first token, its tokens)."""
+    runs = [run for of_span in spans.values() for run in of_span]
+    nothing = torch.zeros(0, dtype=torch.int64)
+    return ScoreIndex(
+        row=torch.cat([nothing, *(torch.full((len(tokens),), row) for row, _, tokens in runs)]),
+        position=torch.cat([nothing, *(torch.arange(start, start + len(tokens)) for _, start, tokens in runs)]),
+        target=torch.cat([nothing, *(tokens.long() for _, _, tokens in runs)]),
+        lengths={
+            span: torch.tensor([len(tokens) for _, _, tokens in of_span], dtype=torch.int64)
+            for span, of_span in spans.items()
+        },
+    )

@@ -1,0 +1,53 @@
+"""From the output of a causal LM's head to its logits.
+
+Logits are made for scored tokens only, past the model's own forward (see scoring.py). What an architecture does to them
+behind its head must then be done here as well; a model that does something else is refused, not scored wrongly.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from orpo_exp.scoring import captured_hidden
+
+
+def finish_logits(config: Any) -> Callable[[Tensor], Tensor]:
+    """The function an architecture applies to its head's output, read from its Hugging Face configuration."""
+    softcap = getattr(config, "final_logit_softcapping", None)  # Gemma 2 and 3
+    scale = getattr(config, "logit_scale", None)  # Cohere
+    divisor = getattr(config, "logits_scaling", None)  # Granite
+
+    def finish(logits: Tensor) -> Tensor:
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        if scale is not None:
+            logits = logits * scale
+        if divisor is not None:
+            logits = logits / divisor
+        return logits
+
+    return finish
+
+
+@torch.no_grad()
+def check_head(model: Any, finish: Callable[[Tensor], Tensor]) -> None:
+    """Compare with the model's own logits on a few tokens; raise ValueError where they differ."""
+    was_training = model.training
+    model.eval()
+    ids = torch.arange(4)[None] % model.config.vocab_size
+    own = model(input_ids=ids, use_cache=False).logits[0].float()
+    head = model.get_output_embeddings()
+    if head is None:
+        raise ValueError(f"{type(model).__name__} has no output embeddings; orpo_exp trains causal language models")
+    with captured_hidden(head) as captured:
+        model(input_ids=ids, use_cache=False)
+    ours = finish(head(captured[0][0])).float()
+    model.train(was_training)
+    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
+    if not torch.allclose(ours, own, rtol=tolerance, atol=tolerance):
+        raise ValueError(
+            f"{type(model).__name__} changes its logits behind its head in a way that orpo_exp does not know "
+            f"(largest difference {float((ours - own).abs().max()):.3g}); add it to orpo_exp/models/head.py"
+        )

@@ -1,0 +1,109 @@
+"""Models and tokenizers from a local folder or the Hugging Face hub."""
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import MISSING
+
+from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, set_dropout
+from orpo_exp.schema import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+class DType(Enum):
+    """The type of the weights in memory, by torch's names."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@MODELS.register("hf")
+class Pretrained(ModelSource):
+    """Pretrained weights, from safetensors only; code that lies with the weights is run only where it is asked for."""
+
+    @dataclass
+    class Config(ModelConfig):
+        """path: a local folder or a hub id; revision: the hub's branch, tag or commit; dtype: of the weights;
+        trust_remote_code: run Python code that comes with the model."""
+
+        path: str = MISSING
+        revision: str | None = None
+        dtype: DType = DType.float32
+        trust_remote_code: bool = False
+
+    config: Config
+
+    def check(self) -> None:
+        """Refuse a folder that is not there, or that holds no safetensors."""
+        check_folder(self.config.path, "model.path")
+        folder = Path(self.config.path).expanduser()
+        if folder.is_dir() and not list(folder.glob("*.safetensors")):
+            raise ConfigError(
+                "model.path", self.config.path, "a folder with *.safetensors", "Save the model with safetensors."
+            )
+
+    def tokenizer(self, texts: Iterable[str]) -> "PreTrainedTokenizerBase":
+        """See ModelSource."""
+        c = self.config
+        return load_tokenizer(c.path, "model.path", c.revision, c.trust_remote_code)
+
+    def model(self, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
+        """See ModelSource."""
+        import torch
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        c = self.config
+        path = os.path.expanduser(c.path)
+        hf_config = AutoConfig.from_pretrained(path, revision=c.revision, trust_remote_code=c.trust_remote_code)
+        set_dropout(hf_config, c.dropout)
+        model = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=hf_config,
+            revision=c.revision,
+            torch_dtype=getattr(torch, c.dtype.value),
+            attn_implementation=c.attention.value,
+            use_safetensors=True,
+            trust_remote_code=c.trust_remote_code,
+        )
+        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+            raise ConfigError(
+                "model.path",
+                c.path,
+                f"a model with an embedding for each of its tokenizer's {len(tokenizer)} tokens",
+                f"This one has {model.get_input_embeddings().num_embeddings}: fix the folder's tokenizer files.",
+            )
+        return model
+
+
+def check_folder(path: str, key: str) -> None:
+    """Refuse what looks like a local path and does not exist; `name` and `owner/name` may be hub ids."""
+    expanded = Path(path).expanduser()
+    local_form = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    if not expanded.is_dir() and (local_form or offline):
+        raise ConfigError(key, path, "a folder that exists, or a hub id `owner/name`", "Check the path.")
+
+
+def load_tokenizer(
+    path: str, key: str, revision: str | None = None, trust_remote_code: bool = False
+) -> "PreTrainedTokenizerBase":
+    """A fast tokenizer with an EOS token from a folder or the hub; ConfigError where it has none."""
+    from transformers import AutoTokenizer
+
+    check_folder(path, key)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            os.path.expanduser(path), revision=revision, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(key, path, "a folder or hub id with a tokenizer", f"It could not be read: {reason}") from error
+    if tokenizer.eos_token_id is None:
+        raise ConfigError(key, path, "a tokenizer with an EOS token", "Set eos_token in its tokenizer_config.json.")
+    return tokenizer

@@ -1,0 +1,82 @@
+"""What an optimizer and a learning-rate schedule are."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import nn
+from torch.optim import Optimizer
+
+from orpo_exp.registry import Registry
+from orpo_exp.schema import ConfigError, Settings, setting
+
+
+@dataclass
+class OptimizerConfig(Settings):
+    """Settings every optimizer has: the peak learning rate and the decay of weight matrices per step, times the rate."""
+
+    lr: float = setting(1e-3, gt=0)
+    weight_decay: float = setting(0.0, ge=0)
+
+
+class OptimizerFactory(ABC):
+    """Makes a torch optimizer for a model's parameters."""
+
+    Config: ClassVar[type[OptimizerConfig]]
+
+    def __init__(self, config: OptimizerConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def make(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
+        """The optimizer over all parameters that require a gradient."""
+
+    def groups(self, parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+        """Parameter groups with and without decay: norms and biases, the one-dimensional ones, are not decayed."""
+        trained = [p for p in parameters if p.requires_grad]
+        return [
+            {"params": [p for p in trained if p.ndim >= 2], "weight_decay": self.config.weight_decay},
+            {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        ]
+
+
+@dataclass
+class SchedulerConfig(Settings):
+    """Settings every schedule has. warmup: below 1 a share of all steps, from 1 on a number of steps."""
+
+    warmup: float = setting(0.0, ge=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup >= 1 and self.warmup != int(self.warmup):
+            raise ConfigError("warmup", self.warmup, "a share below 1, or a whole number of steps", "Round it.")
+
+    def warmup_steps(self, total_steps: int) -> int:
+        """The warmup in optimizer steps."""
+        return int(self.warmup) if self.warmup >= 1 else round(self.warmup * total_steps)
+
+
+class Scheduler(ABC):
+    """The learning rate over the run, as a factor on the optimizer's peak rate."""
+
+    Config: ClassVar[type[SchedulerConfig]]
+
+    def __init__(self, config: SchedulerConfig, total_steps: int) -> None:
+        self.config, self.total_steps = config, total_steps
+        self.warmup_steps = config.warmup_steps(total_steps)
+
+    def factor(self, step: int) -> float:
+        """The factor at optimizer step `step`, counted from 1: it rises over the warmup and is 1 at its last step."""
+        if step < self.warmup_steps:
+            return step / self.warmup_steps
+        after = max(self.total_steps - self.warmup_steps, 1)
+        return self.decay((step - self.warmup_steps) / after)
+
+    @abstractmethod
+    def decay(self, progress: float) -> float:
+        """The factor after the warmup; `progress` runs to 1 at the last step."""
+
+
+OPTIMIZERS: Registry[OptimizerFactory] = Registry("optimizer")
+SCHEDULERS: Registry[Scheduler] = Registry("scheduler")

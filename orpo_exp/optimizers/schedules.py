@@ -1,0 +1,58 @@
+"""Learning-rate schedules: constant, linear and cosine, each after a linear warmup."""
+
+import math
+from dataclasses import dataclass
+
+from orpo_exp.optimizers.base import SCHEDULERS, Scheduler, SchedulerConfig
+from orpo_exp.schema import setting
+
+
+@dataclass
+class DecayConfig(SchedulerConfig):
+    """final: the factor on the peak rate at the last step."""
+
+    final: float = setting(0.0, ge=0, le=1)
+
+
+@SCHEDULERS.register("constant")
+class Constant(Scheduler):
+    """The peak rate to the end."""
+
+    @dataclass
+    class Config(SchedulerConfig):
+        """Only the warmup."""
+
+    def decay(self, progress: float) -> float:
+        """See Scheduler."""
+        return 1.0
+
+
+@SCHEDULERS.register("linear")
+class Linear(Scheduler):
+    """A straight line from the peak rate to its final share."""
+
+    @dataclass
+    class Config(DecayConfig):
+        """See DecayConfig."""
+
+    config: Config
+
+    def decay(self, progress: float) -> float:
+        """See Scheduler."""
+        return 1.0 + (self.config.final - 1.0) * progress
+
+
+@SCHEDULERS.register("cosine")
+class Cosine(Scheduler):
+    """Half a cosine wave from the peak rate to its final share (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
+
+    @dataclass
+    class Config(DecayConfig):
+        """See DecayConfig."""
+
+    config: Config
+
+    def decay(self, progress: float) -> float:
+        """See Scheduler."""
+        final = self.config.final
+        return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -1,0 +1,75 @@
+"""Hidden states + index -> log-probabilities: the way from a model to PairLogps that every plugin shares.
+
+Logits are made only where a token is scored, and a bounded number of them at a time: the chunks beyond the first are made
+again in the backward pass instead of being kept.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from orpo_exp.types import PairLogps, ScoreIndex, Span, TokenLogps
+
+# Numbers in the logits of one chunk: 2^24 float32 are 64 MiB.
+CHUNK_NUMBERS = 2**24
+
+Head = Callable[[Tensor], Tensor]
+
+
+@contextmanager
+def captured_hidden(output_embeddings: nn.Module) -> Iterator[list[Tensor]]:
+    """Run a causal LM for its last hidden states alone.
+
+    Inside the context the model's own head is given no position, so that its forward makes no logits, and each forward
+    appends the (rows, columns, hidden) states that would have gone into the head. The model is called as a whole, by
+    whatever wraps it: no wrapper has to know.
+    """
+    captured: list[Tensor] = []
+
+    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+        captured.append(args[0])
+        return (args[0][:, :0],)
+
+    handle = output_embeddings.register_forward_pre_hook(keep)
+    try:
+        yield captured
+    finally:
+        handle.remove()
+
+
+def pair_logps(hidden: Tensor, head: Head, index: ScoreIndex, chunk_numbers: int = CHUNK_NUMBERS) -> PairLogps:
+    """Log-probability of every scored token.
+
+    hidden: (rows, columns, hidden), the states that go into the head.
+    head: (n, hidden) -> (n, vocabulary) logits.
+    index: which states to score, against which tokens.
+    """
+    index_row, position = index.row.to(hidden.device), index.position.to(hidden.device)
+    values = token_logps(hidden[index_row, position], head, index.target.to(hidden.device), chunk_numbers)
+    spans = list(index.lengths)
+    parts = values.split([int(index.lengths[span].sum()) for span in spans])
+    logps = {span: TokenLogps(part, index.lengths[span]) for span, part in zip(spans, parts, strict=True)}
+    return PairLogps(logps[Span.chosen], logps[Span.rejected], logps.get(Span.prompt))
+
+
+def token_logps(hidden: Tensor, head: Head, target: Tensor, chunk_numbers: int = CHUNK_NUMBERS) -> Tensor:
+    """log p(target) under softmax(head(hidden)), (n,) float32, for hidden (n, hidden) and target (n,) int64.
+
+    At most `chunk_numbers` logits exist at a time.
+    """
+
+    def chunk_logps(states: Tensor, tokens: Tensor) -> Tensor:
+        logits = head(states).float()
+        return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(1)
+
+    vocabulary = head(hidden[:1].detach()).shape[-1] if len(hidden) else 1
+    size = max(1, chunk_numbers // vocabulary)
+    if len(hidden) <= size:
+        return chunk_logps(hidden, target)
+    pairs = zip(hidden.split(size), target.split(size), strict=True)
+    if not torch.is_grad_enabled():
+        return torch.cat([chunk_logps(states, tokens) for states, tokens in pairs])
+    return torch.cat([checkpoint(chunk_logps, states, tokens, use_reentrant=False) for states, tokens in pairs])

@@ -1,0 +1,82 @@
+"""Where numbers go: what a tracker is, and the fan-out that keeps a failing one from ending the training."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from orpo_exp.registry import Registry
+from orpo_exp.schema import Settings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a tracker may know of the run: its folder, the experiment's name, the resolved configuration as plain
+    values, and the number of optimizer steps."""
+
+    folder: Path
+    experiment: str
+    config: Mapping[str, Any]
+    total_steps: int
+
+
+@dataclass
+class TrackerConfig(Settings):
+    """Base of every tracker's configuration."""
+
+
+class Tracker(ABC):
+    """One place that numbers go to. It lives on the main rank only and may raise: see Trackers."""
+
+    Config: ClassVar[type[TrackerConfig]]
+
+    def __init__(self, config: TrackerConfig) -> None:
+        self.config = config
+
+    def start(self, run: RunInfo) -> None:
+        """Called once before the first number."""
+        return None
+
+    @abstractmethod
+    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """The metrics of the global batch at an optimizer step (split "train"), or of the evaluation set ("eval")."""
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Called once at the end, whatever the end was; `result` is what result.json holds."""
+        return None
+
+
+class Trackers:
+    """Hands everything to each tracker in turn. One that raises is reported once and left out from then on."""
+
+    def __init__(self, trackers: Sequence[Tracker]) -> None:
+        self.trackers = list(trackers)
+
+    def start(self, run: RunInfo) -> None:
+        """See Tracker."""
+        self._each(lambda tracker: tracker.start(run))
+
+    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """See Tracker."""
+        self._each(lambda tracker: tracker.log(step, split, metrics))
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """See Tracker."""
+        self._each(lambda tracker: tracker.finish(result))
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        for tracker in list(self.trackers):
+            try:
+                call(tracker)
+            except Exception as error:  # whatever a tracker raises, the training goes on
+                self.trackers.remove(tracker)
+                name = type(tracker).__name__
+                log.warning("%s failed and is switched off for this run: %s: %s", name, type(error).__name__, error)
+                log.debug("the failure of %s", name, exc_info=True)
+
+
+TRACKERS: Registry[Tracker] = Registry("tracker")
