@@ -26,10 +26,12 @@ import torch.nn.functional as F
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 ROOT = Path(__file__).resolve().parent.parent
 LAM = 0.1
 TOLERANCE = 1e-5
+QUANTITIES = ("loss", "nll_loss", "odds_ratio_loss", "log_odds_ratio", "grad_norm")
 LAYERS, HEADS, HEAD_SIZE = 2, 4, 8
 PAD, EOS = 256, 258
 CONFIG: dict[str, Any] = {  # in the spelling of transformers 4, which version 5 reads too
@@ -50,14 +52,14 @@ CONFIG: dict[str, Any] = {  # in the spelling of transformers 4, which version 5
     "torch_dtype": "float32",
 }
 
-# Lengths are uneven, down to an answer of one byte, and the model prefers now the chosen, now the rejected answer.
+# Lengths are uneven, down to answers of one byte, and the log odds ratios lie between -5.3 and 0.4.
 PAIRS = [
-    ("What is the capital of France?", " Paris.", " I would rather not say, but it may well be Lyon."),
+    ("What is the capital of France?", " Paris.", " I would rather not say; try Lyon."),
     ("2 + 2 =", " 4", " 5"),
-    ("Draw a line.\n", "------------------------", "A line is long and thin."),
+    ("Draw a line.\n", "A line is long and thin.", "------------------------"),
     ("Repeat after me: hello hello hello. Go:", " hello hello hello", " goodbye"),
     ("User: thanks for your help!\nAssistant:", " You are welcome.", " Whatever. It was not for you, was it?"),
-    ("Scream", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaargh", "!"),
+    ("Scream", "!", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaargh"),
 ]
 
 
@@ -81,10 +83,8 @@ def fill_weights(model: LlamaForCausalLM) -> None:
 
 def byte_tokenizer() -> Tokenizer:
     """Ids 0..255 are the bytes themselves, then <pad>, <bos> (nobody's BOS) and <eos>; nothing is ever merged."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    stand_ins = iter(range(0x100, 0x200))  # GPT-2's alphabet writes every other byte as a character from here on
-    alphabet = [chr(byte if byte in printable else next(stand_ins)) for byte in range(256)]
-    tokenizer = Tokenizer(models.BPE(vocab={char: byte for byte, char in enumerate(alphabet)}, merges=[]))
+    alphabet = bytes_to_unicode()  # byte -> the character that the ByteLevel pre-tokenizer writes for it
+    tokenizer = Tokenizer(models.BPE(vocab={alphabet[byte]: byte for byte in range(256)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in ("<pad>", "<bos>", "<eos>")])
@@ -98,12 +98,11 @@ def write_inputs(folder: Path) -> tuple[Path, Path]:
     fill_weights(model)
     model.save_pretrained(model_path)
     # By hand: version 5 writes names for the rotary settings and the tokenizer's class that version 4 does not know.
-    (model_path / "config.json").write_text(json.dumps(CONFIG, indent=2))
+    (model_path / "config.json").write_text(json.dumps(CONFIG))
     byte_tokenizer().save(str(model_path / "tokenizer.json"))
-    names = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "eos_token": "<eos>"}
-    (model_path / "tokenizer_config.json").write_text(json.dumps(names, indent=2))
-    rows = (dict(zip(("prompt", "chosen", "rejected"), pair, strict=True)) for pair in PAIRS)
-    pairs_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tokens = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "eos_token": "<eos>"}
+    (model_path / "tokenizer_config.json").write_text(json.dumps(tokens))
+    pairs_path.write_text("".join(json.dumps({"prompt": p, "chosen": c, "rejected": r}) + "\n" for p, c, r in PAIRS))
     return model_path, pairs_path
 
 
@@ -121,14 +120,10 @@ def trl_step(model_path: Path, pairs_path: Path, scratch: Path) -> dict[str, flo
         processing_class=AutoTokenizer.from_pretrained(model_path),
     )
     trainer.train()
-    logged = trainer.state.log_history[0]
-    return {
-        "loss": logged["loss"],
-        "nll_loss": logged["nll_loss"],
-        "odds_ratio_loss": -logged["log_odds_ratio"],  # TRL's name for the mean of logsigmoid(log odds ratio)
-        "log_odds_ratio": logged["log_odds_chosen"],  # and for the mean of the log odds ratio itself
-        "grad_norm": logged["grad_norm"],  # before clipping
-    }
+    logged = trainer.state.log_history[0]  # the gradient norm in it is the one before clipping
+    # TRL's log_odds_ratio is the mean of logsigmoid(log odds ratio), its log_odds_chosen that of the log odds ratio.
+    renamed = {"odds_ratio_loss": -logged["log_odds_ratio"], "log_odds_ratio": logged["log_odds_chosen"]}
+    return {name: (logged | renamed)[name] for name in QUANTITIES}
 
 
 def token_logps(weights: dict[str, Tensor], ids: list[int]) -> Tensor:
@@ -175,24 +170,22 @@ def float64_step(model_path: Path) -> dict[str, float]:
     nll_loss, log_odds_ratio = torch.cat(nll).mean(), torch.stack(log_odds_ratios)
     odds_ratio_loss = -F.logsigmoid(log_odds_ratio).mean()
     loss = nll_loss + LAM * odds_ratio_loss
-    grad_norm = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(weights.values()))]).norm()
-    terms = {"loss": loss, "nll_loss": nll_loss, "odds_ratio_loss": odds_ratio_loss}
-    return {k: v.item() for k, v in (terms | {"log_odds_ratio": log_odds_ratio.mean(), "grad_norm": grad_norm}).items()}
+    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(weights.values()))])
+    values = (loss, nll_loss, odds_ratio_loss, log_odds_ratio.mean(), gradient.norm())
+    return {name: value.item() for name, value in zip(QUANTITIES, values, strict=True)}
 
 
 def orpo_exp_step(model_path: Path, pairs_path: Path, scratch: Path) -> dict[str, float]:
     """What orpo_exp writes for its first step, run from the command line in the project's environment."""
-    run_folder = scratch / "run"
     command = ["uv", "run", "--frozen", "--project", str(ROOT), "python", "-m", "orpo_exp", "+experiment=orpo"]
-    command += ["data=json", f"data.path={pairs_path}", "data.eval_size=0", "data.max_length=512"]
+    command += ["data=json", f"data.path={pairs_path}", f"data.eval_path={pairs_path}", f"hydra.run.dir={scratch}/run"]
     command += ["model=hf", f"model.path={model_path}", f"loss.lam={LAM}", "loss.nll=prompt_and_answer"]
-    command += ["optimizer=sgd", f"train.global_batch_size={len(PAIRS)}", f"train.micro_batch_size={len(PAIRS)}"]
-    command += ["train.max_steps=1", "train.max_grad_norm=null", "train.log_every=1", f"hydra.run.dir={run_folder}"]
-    # VIRTUAL_ENV names this script's environment: the wrong one for the child.
-    environment = {key: value for key, value in os.environ.items() if key != "VIRTUAL_ENV"}
+    command += ["optimizer=sgd", "train.max_steps=1", "train.epochs=null", "train.max_grad_norm=null"]
+    command += [f"train.global_batch_size={len(PAIRS)}", f"train.micro_batch_size={len(PAIRS)}", "train.log_every=1"]
+    environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}  # it names this script's environment
     subprocess.run(command, cwd=scratch, env=environment, stdout=sys.stderr, check=True)
-    rows = map(json.loads, (run_folder / "metrics.jsonl").read_text().splitlines())
-    return next(row for row in rows if row["split"] == "train")
+    rows = map(json.loads, (scratch / "run" / "metrics.jsonl").read_text().splitlines())
+    return next({name: row[name] for name in QUANTITIES} for row in rows if row["split"] == "train")
 
 
 def relative(values: dict[str, float], reference: dict[str, float]) -> dict[str, float]:
@@ -211,13 +204,13 @@ def main() -> int:
         trl, exact = trl_step(*inputs, scratch), float64_step(inputs[0])
         ours = {} if trl_only else orpo_exp_step(*inputs, scratch)
     if trl_only:
-        sides = {"trl": trl, "float64": exact, "relative": relative(trl, exact)}
+        sides = {"trl": trl, "float64": exact, "relative_difference": relative(trl, exact)}
         ten_digits = {side: {k: float(f"{v:.10g}") for k, v in row.items()} for side, row in sides.items()}
         print(json.dumps(ten_digits, indent=2))
         return 0
     off, exact_off = relative(ours, trl), relative(ours, exact)
     print(f"{'quantity':<16}{'TRL':>14}{'orpo_exp':>14}{'relative':>10}   (orpo_exp to float64)")
-    for name in trl:
+    for name in QUANTITIES:
         print(f"{name:<16}{trl[name]:14.8f}{ours[name]:14.8f}{off[name]:10.1e}   ({exact_off[name]:.1e})")
     return int(not all(difference <= TOLERANCE for difference in off.values()))  # so that a NaN fails
 

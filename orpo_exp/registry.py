@@ -51,7 +51,8 @@ class Registry(Generic[C]):
 
     def build(self, config: object, *args: Any, **kwargs: Any) -> C:
         """The component, made from its configuration and whatever else its group hands over."""
-        return self.of(config)(config, *args, **kwargs)
+        make: Callable[..., C] = self.of(config)
+        return make(config, *args, **kwargs)
 
 
 def import_modules(package: str, path: Iterable[str]) -> None:

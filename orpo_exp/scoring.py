@@ -1,7 +1,7 @@
 """Hidden states + index -> log-probabilities: the way from a model to PairLogps that every plugin shares.
 
-Logits are made only where a token is scored, and a bounded number of them at a time: the chunks beyond the first are made
-again in the backward pass instead of being kept.
+Logits are made only where a token is scored, and a bounded number of them at a time: where one chunk does not hold them
+all, they are made again in the backward pass instead of being kept.
 """
 
 from collections.abc import Callable, Iterator

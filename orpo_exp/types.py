@@ -32,7 +32,7 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class TokenizedPair:
-    """A preference pair as token ids, 1-D int32 tensors, truncated and with the answers' EOS; `row` as in PreferencePair."""
+    """A preference pair as token ids, 1-D int32 tensors, truncated, answers with EOS; `row` as in PreferencePair."""
 
     row: int
     prompt_ids: Tensor

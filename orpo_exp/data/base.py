@@ -50,9 +50,13 @@ class SourceData:
 
 
 class Source(ABC):
-    """A data source. `load` is deterministic: every rank calls it and must get the same pairs in the same order."""
+    """A data source. `load` is deterministic: every rank calls it and must get the same pairs in the same order.
+
+    endless: it makes training pairs for as long as asked, and has no epochs.
+    """
 
     Config: ClassVar[type[DataConfig]]
+    endless: ClassVar[bool] = False
 
     @abstractmethod
     def load(self, seed: int) -> SourceData:

@@ -18,7 +18,7 @@ BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "c
 
 @dataclass
 class FileConfig(DataConfig):
-    """path: where the rows are; eval_size: what is held out, below 1 a share of the rows, from 1 on a number of pairs."""
+    """path: where the rows are; eval_size: held out, below 1 a share of the rows, from 1 on a number of pairs."""
 
     path: str = MISSING
     eval_size: float = setting(0.1, gt=0)
@@ -137,7 +137,7 @@ def _usable(rows: Any, path: str) -> tuple[list[PreferencePair], dict[str, list[
 def hold_out(
     pairs: Sequence[PreferencePair], eval_size: float, seed: int
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Training and held-out pairs. All pairs of one prompt go to the same side, so that none is trained on and tested."""
+    """Training and held-out pairs. All pairs of a prompt go to the same side: none is both trained on and tested."""
     wanted = round(eval_size * len(pairs)) if eval_size < 1 else int(eval_size)
     prompts = sorted({str(pair.prompt) for pair in pairs})
     random.Random(seed).shuffle(prompts)

@@ -27,7 +27,9 @@ class Padded(Layout):
         """See Layout; input_ids are (2 * pairs, longest row) int64."""
         rows: list[Tensor] = []
         for pair in pairs:
-            rows += [torch.cat([pair.prompt_ids, answer])[:-1].long() for answer in (pair.chosen_ids, pair.rejected_ids)]
+            rows += [
+                torch.cat([pair.prompt_ids, answer])[:-1].long() for answer in (pair.chosen_ids, pair.rejected_ids)
+            ]
         if not rows:
             rows = [torch.zeros(1, dtype=torch.int64)]
 

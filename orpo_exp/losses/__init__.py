@@ -1,4 +1,4 @@
-"""Log-probabilities -> terms and metrics, and the schedules of their weights. A loss never sees a mask or a padded tensor."""
+"""Log-probabilities -> terms and metrics, and the schedules of their weights. A loss never sees a mask or padding."""
 
 from orpo_exp.losses.base import LOSSES, Loss, LossConfig, Scope
 from orpo_exp.losses.schedules import LAM_SCHEDULES, LamSchedule, LamScheduleConfig

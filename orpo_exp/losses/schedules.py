@@ -16,7 +16,7 @@ class LamScheduleConfig(Settings):
 class LamSchedule(ABC):
     """Drives the field that a loss names as its `weight_field`, starting from the field's value.
 
-    varies: False only where the weight never changes; a schedule that varies is refused for a loss without such a field.
+    varies: False only where the weight never changes; one that varies is refused for a loss without such a field.
     """
 
     Config: ClassVar[type[LamScheduleConfig]]

@@ -1,4 +1,4 @@
-"""What a model source is, and what every causal LM gets on its way in: dropout, checkpointing, a head that is checked."""
+"""What a model source is, and what every causal LM gets on its way in: dropout, checkpointing, a checked head."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
@@ -78,7 +78,6 @@ class ModelSource(ABC):
         model = self.model(tokenizer, seed)
         if self.config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.config.use_cache = False
         finish = finish_logits(model.config)
         check_head(model, finish)
         return LoadedModel(model, tokenizer, finish)

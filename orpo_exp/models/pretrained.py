@@ -103,7 +103,9 @@ def load_tokenizer(
         )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(key, path, "a folder or hub id with a tokenizer", f"It could not be read: {reason}") from error
+        raise ConfigError(
+            key, path, "a folder or hub id with a tokenizer", f"It could not be read: {reason}"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(key, path, "a tokenizer with an EOS token", "Set eos_token in its tokenizer_config.json.")
     return tokenizer

@@ -1,0 +1,151 @@
+"""RunConfig, the typed root of a configuration, and the checks that span several of its parts."""
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from orpo_exp.data import DATA, DataConfig
+from orpo_exp.layouts import LAYOUTS, LayoutConfig
+from orpo_exp.losses import LAM_SCHEDULES, LOSSES, LamScheduleConfig, LossConfig, Scope
+from orpo_exp.models import ModelConfig
+from orpo_exp.optimizers import OptimizerConfig, SchedulerConfig
+from orpo_exp.plugins import PLUGINS, PluginConfig
+from orpo_exp.schema import ConfigError, Settings, numeric_content, setting
+from orpo_exp.tracking import TrackerConfig
+
+
+@dataclass
+class TrainConfig(Settings):
+    """The loop's settings; pairs and optimizer steps are the units."""
+
+    global_batch_size: int = setting(64, ge=1)
+    micro_batch_size: int = setting(16, ge=1, affects_numbers=False)
+    max_steps: int | None = setting(None, ge=1)
+    epochs: float | None = setting(None, gt=0)
+    max_grad_norm: float | None = setting(1.0, gt=0)
+    eval_every: int = setting(50, ge=0)
+    log_every: int = setting(1, ge=1, affects_numbers=False)
+    samples: int = setting(4, ge=0, affects_numbers=False)
+    sample_tokens: int = setting(64, ge=1, affects_numbers=False)
+
+
+@dataclass
+class RunConfig(Settings):
+    """One run, whole. `choices` says which option each group was composed from; it is filled in, never given."""
+
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    layout: LayoutConfig = MISSING
+    loss: LossConfig = MISSING
+    lam_schedule: LamScheduleConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    scheduler: SchedulerConfig = MISSING
+    plugin: PluginConfig = MISSING
+    tracker: dict[str, TrackerConfig] = field(default_factory=dict, metadata={"affects_numbers": False})
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seed: int = setting(0, ge=0, lt=2**31)
+    processes: int | None = setting(None, ge=1, affects_numbers=False)
+    choices: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def config_hash(self) -> str:
+        """16 hexadecimal digits over everything that can change a number of the run."""
+        content = numeric_content(self)
+        content["choices"].pop("tracker", None)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def typed(node: DictConfig, choices: dict[str, str]) -> RunConfig:
+    """A composed configuration as typed objects, every part and every combination checked.
+
+    Raises ConfigError for keys that no schema knows (Hydra's `+key=value` puts them there), keys that were deleted,
+    values that were never given, and values out of range.
+    """
+    if node.choices:
+        raise ConfigError("choices", dict(node.choices), "nothing: it is filled in", "Choose with `loss=...`, say.")
+    _check_keys(node, "")
+    parts: dict[str, Any] = {"choices": choices}
+    for name in node:
+        key = str(name)
+        if key == "tracker":
+            parts[key] = {t: _object(node.tracker[t], f"tracker.{t}") for t in node.tracker}
+        elif key != "choices":
+            value = node[key]
+            parts[key] = _object(value, key) if isinstance(value, DictConfig) else value
+    config = RunConfig(**parts)
+    check(config)
+    return config
+
+
+def _object(node: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.to_object(node)
+    except ConfigError as error:
+        raise error.under(key) from None
+
+
+def _check_keys(node: DictConfig, path: str) -> None:
+    """Every key of a structured node must be a field of its dataclass, every field be there and have a value."""
+    schema = OmegaConf.get_type(node)
+    known = {f.name for f in fields(schema)} if schema is not None and schema is not dict else set(node)
+    for name in [*node, *sorted(known - set(node))]:
+        key = f"{path}.{name}" if path else str(name)
+        if name not in known:
+            value = OmegaConf.to_container(node)[name]  # type: ignore[index]
+            raise ConfigError(key, value, f"the keys of {path or 'the run'}: {', '.join(sorted(known))}", "Remove it.")
+        if OmegaConf.is_missing(node, name):
+            raise ConfigError(key, "nothing", "a value: there is no default", f"Add {key}=... to the command.")
+        if name not in node:
+            raise ConfigError(key, "nothing: it was deleted", "a value", f"Remove ~{key} from the command.")
+        value = node[name]
+        if isinstance(value, DictConfig):
+            _check_keys(value, key)
+
+
+def check(config: RunConfig) -> None:
+    """Refuse with ConfigError what no part of the configuration can see alone, before anything is loaded."""
+    train = config.train
+    if train.max_steps is None and (train.epochs is None or DATA.of(config.data).endless):
+        raise ConfigError(
+            "train.max_steps",
+            None,
+            "a whole number from 1; or train.epochs, for data that has an end",
+            "Say how long to train, e.g. train.max_steps=400.",
+        )
+    reason = PLUGINS.of(config.plugin).supports(config.plugin, LAYOUTS.of(config.layout))
+    if reason is not None:
+        raise ConfigError("plugin", config.choices.get("plugin"), "a plugin that can run this layout", reason)
+    loss = LOSSES.of(config.loss)
+    if loss.weight_field is None and LAM_SCHEDULES.of(config.lam_schedule).varies:
+        raise ConfigError(
+            "lam_schedule",
+            config.choices.get("lam_schedule"),
+            "constant, for this loss has no weight to be driven",
+            "Choose lam_schedule=constant or another loss.",
+        )
+    if loss.scope is Scope.batch and config.model.dropout > 0:
+        raise ConfigError(
+            "model.dropout",
+            config.model.dropout,
+            "0, for this loss scores each batch twice and must see the same numbers",
+            "Set model.dropout=0.",
+        )
+    _check_processes(config.processes)
+
+
+def _check_processes(processes: int | None) -> None:
+    import torch
+
+    most = max(8, torch.cuda.device_count())
+    if processes is not None and processes > most:
+        raise ConfigError("processes", processes, f"1 to {most} on this machine", "For more, use torchrun or Slurm.")
+
+
+def resolved(config: RunConfig) -> dict[str, Any]:
+    """The configuration as plain values, as config.yaml holds it."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}

@@ -1,0 +1,60 @@
+"""The page that `python -m orpo_exp --help` prints."""
+
+from pathlib import Path
+
+GROUPS = (
+    "experiment",
+    "model",
+    "data",
+    "layout",
+    "loss",
+    "lam_schedule",
+    "optimizer",
+    "scheduler",
+    "plugin",
+    "tracker",
+)
+
+HEAD = """\
+orpo_exp: preference optimisation experiments with ORPO, its variants and baselines.
+
+A run is composed from one option of each group below; `group=option` chooses, `key=value` sets a value.
+
+  python -m orpo_exp +experiment=quickstart
+      learn the toy task on this machine in a minute or two; nothing is downloaded
+  python -m orpo_exp +experiment=orpo data=json data.path=pairs.jsonl model=hf model.path=Qwen/Qwen2.5-0.5B
+      ORPO on your own preference pairs and a pretrained model
+  python -m orpo_exp +experiment=quickstart loss.lam=0.5 optimizer.lr=2e-3 seed=1
+      change values
+  python -m orpo_exp +experiment=quickstart processes=2
+      the same curve on two processes; on GPUs the default is one process for each
+  python -m orpo_exp --multirun +experiment=quickstart loss.lam=0,0.1,0.5 seed=0,1
+      one run for each combination
+
+Options of each group; each is a file conf/<group>/<option>.yaml, where every key is explained
+"""
+
+FOOT = """
+  --cfg job       show the composed configuration of a command instead of running it
+  --config-dir D  look for options in the folder D as well, e.g. D/experiment/mine.yaml
+  --multirun, -m  run every combination of comma-separated values
+  hydra.run.dir=D where the run's folder is made; default outputs/<experiment>/<date>_<time>_<microseconds>
+
+A run ends with the page that says where everything lies."""
+
+
+def help_page(conf: Path) -> str:
+    """The page, with the options that are there and the first line of each file."""
+    lines = [HEAD]
+    for group in GROUPS:
+        lines.append(f"  {'+' if group == 'experiment' else ''}{group}")
+        lines += [f"    {file.stem:<12} {summary(file)}" for file in sorted((conf / group).glob("*.yaml"))]
+    return "\n".join([*lines, FOOT])
+
+
+def summary(file: Path) -> str:
+    """The first sentence of a configuration file's opening comment."""
+    for line in file.read_text(encoding="utf-8").splitlines():
+        if line.startswith("# ") and not line.startswith("# @package"):
+            return line[2:].split(". ")[0].rstrip(".") + "."
+    return ""

@@ -1,0 +1,180 @@
+"""Data parallelism with whole replicas: ColossalAI's TorchDDPPlugin."""
+
+import logging
+import math
+import resource
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import Optimizer
+
+from orpo_exp.plugins.base import PLUGINS, Objective, Plugin, PluginConfig, Precision
+from orpo_exp.plugins.cpu import use_completed_cpu_accelerator
+from orpo_exp.plugins.processes import Place, join_process_group
+from orpo_exp.scoring import captured_hidden, pair_logps
+from orpo_exp.types import Batch, PairLogps
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@PLUGINS.register("ddp")
+class DDP(Plugin):
+    """Each rank holds the whole model; gradients are summed over ranks once per step.
+
+    Runs on CPUs (gloo) and GPUs (nccl). bf16 is autocast: weights, gradients and updates stay float32.
+    """
+
+    @dataclass
+    class Config(PluginConfig):
+        """Nothing of its own."""
+
+    def __init__(self, config: PluginConfig, place: Place) -> None:
+        super().__init__(config, place)
+        # bitsandbytes, which comes with ColossalAI, warns of kernels that nothing here uses
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", place.local_rank)
+            torch.cuda.set_device(self.device)
+        else:
+            self.device = torch.device("cpu")
+            use_completed_cpu_accelerator()
+        join_process_group(place, "nccl" if self.device.type == "cuda" else "gloo")
+        with warnings.catch_warnings(action="ignore"):  # of optional packages that nothing here uses
+            from colossalai.booster import Booster
+            from colossalai.booster.plugin import TorchDDPPlugin
+
+        self.booster: Any = Booster(plugin=TorchDDPPlugin(broadcast_buffers=False, gradient_as_bucket_view=True))
+
+    @property
+    def data_parallel_rank(self) -> int:
+        """Every rank is a replica."""
+        return self.rank
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Every rank is a replica."""
+        return self.world_size
+
+    def prepare(
+        self,
+        model: "PreTrainedModel",
+        finish_logits: Callable[[Tensor], Tensor],
+        optimizer: Optimizer,
+        max_grad_norm: float | None,
+    ) -> None:
+        """See Plugin."""
+        self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of an argument ColossalAI always gives
+            self.model, self.optimizer, *_ = self.booster.boost(model, optimizer)
+        self.policy: PreTrainedModel = self.model.unwrap()
+        output_embeddings = self.policy.get_output_embeddings()
+        self.head = lambda hidden: finish_logits(output_embeddings(hidden))
+
+    def forward_backward(self, micro_batches: Sequence[Batch], objective: Objective) -> None:
+        """See Plugin. Gradients travel with the last micro-batch alone."""
+        self.policy.train()
+        last = len(micro_batches) - 1
+        for number, batch in enumerate(micro_batches):
+            synchronised = nullcontext() if number == last else self.booster.no_sync(self.model, self.optimizer)
+            with synchronised:
+                loss = objective(number, self._logps(batch))
+                # DDP averages over ranks; the objective's shares are to be summed
+                self.booster.backward(loss * self.data_parallel_size, self.optimizer)
+
+    def step(self, lr: float) -> float:
+        """See Plugin."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm))
+        if math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    @torch.no_grad()
+    def score(self, micro_batches: Sequence[Batch]) -> PairLogps:
+        """See Plugin."""
+        self.policy.eval()
+        return PairLogps.concatenate([self._logps(batch) for batch in micro_batches])
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Tensor], max_new_tokens: int, eos: int) -> list[list[int]]:
+        """See Plugin. Prompt by prompt: these are few, and no padding can disturb them."""
+        from transformers import GenerationConfig
+        from transformers.utils import logging as transformers_logging
+
+        self.policy.eval()
+        greedy = GenerationConfig(
+            do_sample=False, max_new_tokens=max_new_tokens, eos_token_id=eos, pad_token_id=eos, use_cache=True
+        )
+        verbosity = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # it would tell of every sampling default that greedy search ignores
+        answers: list[list[int]] = []
+        for prompt in prompts:
+            ids = prompt[None].long().to(self.device)
+            with self._autocast():
+                out = self.policy.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy)
+            answer: list[int] = out[0, ids.shape[1] :].tolist()
+            answers.append(answer[:-1] if answer[-1:] == [eos] else answer)
+        transformers_logging.set_verbosity(verbosity)
+        return answers
+
+    def save_weights(self, folder: Path) -> None:
+        """See Plugin."""
+        if self.is_main:
+            self.policy.save_pretrained(folder, safe_serialization=True)
+        self.barrier()
+
+    def sum(self, numbers: Tensor) -> Tensor:
+        """See Plugin."""
+        total = numbers.to(self.device, torch.float64)
+        dist.all_reduce(total)
+        return total.cpu()
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """See Plugin."""
+        values = values.to(self.device)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world_size)]
+        dist.all_gather(sizes, torch.tensor([len(values)], device=self.device))
+        longest = max(int(size) for size in sizes)
+        padded = torch.cat([values, values.new_zeros(longest - len(values))])
+        gathered = [torch.empty_like(padded) for _ in range(self.world_size)]
+        dist.all_gather(gathered, padded)
+        return [part[: int(size)].cpu() for part, size in zip(gathered, sizes, strict=True)]
+
+    def barrier(self) -> None:
+        """See Plugin."""
+        dist.barrier()
+
+    def peak_memory_bytes(self) -> int:
+        """See Plugin."""
+        if self.device.type == "cuda":
+            own = torch.cuda.max_memory_allocated(self.device)
+        else:
+            own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        largest = torch.tensor(own, dtype=torch.int64, device=self.device)
+        dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+        return int(largest)
+
+    def close(self) -> None:
+        """See Plugin."""
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _logps(self, batch: Batch) -> PairLogps:
+        inputs = {name: tensor.to(self.device) for name, tensor in batch.inputs.items()}
+        with self._autocast(), captured_hidden(self.policy.get_output_embeddings()) as hidden:
+            self.model(**inputs, use_cache=False)
+        with self._autocast():
+            return pair_logps(hidden[0], self.head, batch.score)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision is Precision.bf16)

@@ -1,0 +1,111 @@
+"""The ranks of one run: where each stands, how they meet, how they are started on this machine and ended together."""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+# How long the other ranks may take to end by themselves once one has failed, in seconds.
+GRACE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A rank among the ranks of a run. `port`: where the ranks started here meet; None alone or under torchrun."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    port: int | None = None
+
+
+def torchrun_place(environment: Mapping[str, str]) -> Place | None:
+    """This process's place where torchrun (or another launcher that sets its variables) started it."""
+    if "RANK" not in environment or "WORLD_SIZE" not in environment:
+        return None
+    return Place(int(environment["RANK"]), int(environment.get("LOCAL_RANK", "0")), int(environment["WORLD_SIZE"]))
+
+
+def join_process_group(place: Place, backend: str) -> None:
+    """Meet the other ranks. A rank that is alone opens no port."""
+    if place.world_size == 1 and place.port is None and "MASTER_ADDR" not in os.environ:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    elif place.port is not None:
+        store = dist.TCPStore("127.0.0.1", place.port, is_master=False)
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
+    else:
+        dist.init_process_group(backend, init_method="env://", rank=place.rank, world_size=place.world_size)
+
+
+def share_cores(ranks: int) -> None:
+    """Give each of several ranks on one machine its share of the cores, unless the user has decided."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
+
+
+def start_ranks(count: int, entry: Callable[..., int], *arguments: Any) -> int:
+    """Run `entry(place, *arguments)` in `count` processes and return the first exit code that is not 0, or 0.
+
+    SIGINT and SIGTERM are handed on to every rank, once each. When a rank fails, the others are asked to end, and ended
+    after a grace period; when this process dies, the ranks are told by the kernel.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    context = multiprocessing.get_context("spawn")
+    ranks: list[BaseProcess] = [
+        context.Process(target=_rank, args=(Place(i, i, count, store.port), entry, *arguments)) for i in range(count)
+    ]
+    for process in ranks:
+        process.start()
+    with _handed_on(ranks):
+        code = _wait(ranks)
+    return code
+
+
+def _rank(place: Place, entry: Callable[..., int], *arguments: Any) -> None:
+    os.setpgrp()  # Ctrl-C reaches the ranks through their parent alone, and so exactly once
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: no rank outlives its parent
+    share_cores(place.world_size)
+    sys.exit(entry(place, *arguments))
+
+
+def _wait(ranks: list[BaseProcess]) -> int:
+    code = 0
+    deadline: float | None = None
+    while running := [p for p in ranks if p.is_alive()]:
+        wait([p.sentinel for p in running], timeout=0.5)
+        code = code or next((p.exitcode for p in ranks if p.exitcode), 0)
+        if code and deadline is None:
+            deadline = time.monotonic() + GRACE_SECONDS
+        if deadline is not None and time.monotonic() > deadline:
+            for process in running:
+                process.kill()
+    code = code or next((p.exitcode for p in ranks if p.exitcode), 0)
+    return 128 - code if code < 0 else code  # killed by signal -code, in the shell's numbering
+
+
+@contextlib.contextmanager
+def _handed_on(ranks: list[BaseProcess]) -> Iterator[None]:
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        for process in ranks:
+            if process.pid is not None and process.is_alive():
+                os.kill(process.pid, number)
+
+    former = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)

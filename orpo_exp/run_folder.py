@@ -1,0 +1,125 @@
+"""A run's folder: the files that people and scripts find there later, and what result.json says."""
+
+import dataclasses
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from orpo_exp.config import RunConfig, resolved
+
+PACKAGES = ("orpo-exp", "torch", "colossalai", "transformers", "datasets", "hydra-core")
+HEARTBEAT_SECONDS = 10.0
+
+
+class RunFolder:
+    """Writes config.yaml and result.json; the main rank alone has one.
+
+    `result` holds what result.json says; every write replaces the file at once, so that a reader never sees half of it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.result: dict[str, Any] = {}
+        self._started = time.time()
+        self._written = 0.0
+
+    def begin(self, config: RunConfig, overrides: list[str], world_size: int) -> None:
+        """Make the folder and say that the run is running."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(resolved(config), self.path / "config.yaml")
+        self.result = {
+            "status": "running",
+            "error": None,
+            "config_hash": config.config_hash,
+            "overrides": overrides,
+            "seed": config.seed,
+            "git": git_state(),
+            "versions": {"python": platform.python_version(), **package_versions()},
+            "hardware": hardware(),
+            "world_size": world_size,
+            "steps": 0,
+            "eval": {},
+            "pairs_per_second": None,
+            "tokens_per_second": None,
+            "peak_memory_bytes": None,
+            "wall_time_seconds": 0.0,
+            "requeues": 0,
+            "heartbeat": None,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "job_id": os.environ.get("SLURM_JOB_ID"),
+        }
+        self.write()
+
+    def heartbeat(self, step: int) -> None:
+        """Note the step; written to disk every ten seconds."""
+        self.result["steps"] = step
+        if time.time() - self._written > HEARTBEAT_SECONDS:
+            self.write()
+
+    def end(self, status: str, error: str | None = None) -> None:
+        """Say how the run ended: completed, failed or interrupted."""
+        self.result |= {"status": status, "error": error}
+        self.write()
+
+    def write(self, **values: Any) -> None:
+        """Replace result.json, with further values if given."""
+        self._written = time.time()
+        self.result |= values | {"heartbeat": self._written, "wall_time_seconds": self._written - self._started}
+        beside = self.path / "result.json.tmp"
+        beside.write_text(json.dumps(self.result, indent=2) + "\n", encoding="utf-8")
+        beside.replace(self.path / "result.json")
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit of the checkout this package lies in, and whether it has changes; None outside a checkout."""
+
+    def git(*arguments: str) -> str:
+        folder = Path(__file__).parent
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def package_versions() -> dict[str, str | None]:
+    """Versions of the packages that decide a run's numbers."""
+    versions: dict[str, str | None] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def hardware() -> dict[str, Any]:
+    """What the run's machine is: cores this process may use, memory in bytes, GPUs by name."""
+    return {
+        "machine": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class RunOrder:
+    """What a rank is told to run: checked configuration, folder, the experiment's name, and the command's overrides."""
+
+    config: RunConfig
+    folder: Path
+    experiment: str
+    overrides: list[str]

@@ -1,0 +1,282 @@
+"""The screen, and run.log, which keeps what the screen said."""
+
+import atexit
+import io
+import json
+import logging
+import math
+import re
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.filesize import decimal
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column, Table
+from rich.text import Text
+from rich.tree import Tree
+
+from orpo_exp.tracking.base import TRACKERS, RunInfo, Tracker, TrackerConfig
+from orpo_exp.tracking.jsonl import FILE, read_metrics
+
+CONSOLE = Console(highlight=False)  # one for the pages and the log, so that messages appear above the live bar
+ROOT = logging.getLogger("orpo_exp")
+PAGES = logging.getLogger("orpo_exp.pages")  # what was printed already and only the file still has to hear
+
+CONTENTS = {
+    "config.yaml": "the resolved configuration",
+    "result.json": "how it ended: status, final metrics, speed, versions",
+    "metrics.jsonl": "every logged number, one JSON object a line",
+    "samples.md": "the same prompts answered before and after training",
+    "plots": "the curves",
+    "tensorboard": "the curves for TensorBoard",
+    "wandb": "W&B's own files",
+    "checkpoints": "where a stopped run goes on from",
+    "model": "the final weights, for AutoModelForCausalLM.from_pretrained",
+    "run.log": "what the console said",
+}
+STYLES = {"completed": "bold green", "failed": "bold red"}
+MARKS = {logging.WARNING: ("warning: ", "yellow"), logging.ERROR: ("error: ", "bold red")}
+GUIDES = str.maketrans("│├└─", "    ")  # what a tree is drawn with
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+class PlainFormatter(logging.Formatter):
+    """Leaves control characters out: a message may quote somebody's data."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See logging.Formatter."""
+        return CONTROL.sub("", super().format(record))
+
+
+class ScreenHandler(logging.Handler):
+    """Prints messages on the console, warnings and errors marked as such."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See logging.Handler."""
+        if record.name == PAGES.name:
+            return
+        try:
+            mark = MARKS.get(min(record.levelno, logging.ERROR), ("", ""))
+            CONSOLE.print(Text.assemble(mark, self.format(record)), soft_wrap=True)
+        except Exception:
+            self.handleError(record)
+
+
+_handlers: list[logging.Handler] = []
+
+
+def setup_logging(folder: Path | None, main: bool, rank: int) -> None:
+    """Say where the messages of this process go; a later call replaces an earlier one.
+
+    The main rank has the console (from INFO on) and run.log (everything, with times), another rank only rank-N.log.
+    Without a folder there is no file yet.
+    """
+    while _handlers:
+        handler = _handlers.pop()
+        ROOT.removeHandler(handler)
+        handler.close()
+    ROOT.setLevel(logging.DEBUG)
+    ROOT.propagate = False
+    if main:
+        screen = ScreenHandler(logging.INFO)
+        screen.setFormatter(PlainFormatter())
+        _handlers.append(screen)
+    if folder is not None:
+        file = logging.FileHandler(folder / ("run.log" if main else f"rank-{rank}.log"), encoding="utf-8")
+        file.setFormatter(PlainFormatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        _handlers.append(file)
+    if not _handlers:  # without any, Python prints warnings by itself
+        _handlers.append(logging.NullHandler())
+    for handler in _handlers:
+        ROOT.addHandler(handler)
+
+
+@TRACKERS.register("console")
+class ConsoleTracker(Tracker):
+    """The resolved configuration, one live progress bar, a table for each evaluation, and a last page.
+
+    Where the output is no terminal it is plain lines without control characters.
+    """
+
+    @dataclass
+    class Config(TrackerConfig):
+        """There is nothing to choose."""
+
+    def start(self, run: RunInfo) -> None:
+        """Print the configuration and put up the bar."""
+        self._run = run
+        self._last_line = (0, -float("inf"))  # step and time of the last progress line
+        self._origin: tuple[int, float] | None = None  # step and time that speed is measured from
+        # a resumed run compares with what was there before its training began, not before it went on
+        self._evaluations = [r for r in read_metrics(run.folder / FILE) if r["split"] == "eval"]
+
+        self._bar: Progress | None = None
+        if CONSOLE.is_interactive and CONSOLE.file.isatty():
+            self._bar = Progress(
+                *([BarColumn(None)] if CONSOLE.width >= 80 else []),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[numbers]}", table_column=Column(no_wrap=True)),
+                console=CONSOLE,
+                expand=True,
+                refresh_per_second=4,
+                redirect_stderr=sys.stderr.isatty(),  # what the user sends to a file goes on going there
+            )
+        self._show(configuration_tree(run))
+        if self._bar is not None:
+            self._task = self._bar.add_task("train", total=run.total_steps, numbers="")
+            self._bar.start()
+            CONSOLE.show_cursor(True)  # a run that is killed outright could not bring it back
+            atexit.register(self._bar.stop)
+
+    def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
+        """Move the bar, or now and then print a line; print an evaluation's table."""
+        if split == "train":
+            self._progress(step, metrics)
+            return
+        self._evaluations.append({"step": step, **metrics})
+        if step < self._run.total_steps:  # the last one is on the last page
+            columns = {f"step {record['step']}": record for record in (self._evaluations[0], self._evaluations[-1])}
+            self._show(Padding(evaluation_table(columns), (0, 0, 1, 0)))
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Take the bar down and print the last page."""
+        if self._bar is not None:
+            self._bar.stop()
+            atexit.unregister(self._bar.stop)
+        status, total = str(result.get("status")), self._run.total_steps
+        head = Text.assemble((status, STYLES.get(status, "bold yellow")), ending(result, total))
+        page: list[RenderableType] = ["", head]
+        if self._evaluations:
+            first, last = self._evaluations[0], self._evaluations[-1]
+            columns = {f"step {first['step']}" if first["step"] else "before training": first}
+            if last is not first:
+                columns[f"step {last['step']}" if last["step"] < total else "after training"] = last
+            page += ["", evaluation_table(columns)]
+        folder = self._run.folder.resolve()
+        where = Text.assemble(("everything lies in ", "bold"), str(folder), no_wrap=True, overflow="ignore")
+        page += ["", where, contents_table(folder)]
+        self._show(Group(*page))
+
+    def _show(self, page: RenderableType) -> None:
+        """Print a page, as text where there is no terminal, and keep its text in run.log."""
+        text = plain(page)
+        PAGES.info("%s", text)
+        if self._bar is not None:
+            CONSOLE.print(page, crop=False)
+        else:
+            CONSOLE.print(Text(text), soft_wrap=True)
+
+    def _progress(self, step: int, metrics: Mapping[str, float]) -> None:
+        now, total = time.monotonic(), self._run.total_steps
+        self._origin = self._origin or (step, now)
+        shown = [
+            f"{label} {metrics[name]:{digits}}"
+            for label, name, digits in (("loss", "loss", ".4f"), ("accuracy", "rewards/accuracy", ".2f"))
+            if name in metrics
+        ]
+        if "pairs_per_second" in metrics:
+            shown.append(f"{metrics['pairs_per_second']:,.4g} pairs/s")
+        if step > self._origin[0]:
+            seconds_a_step = (now - self._origin[1]) / (step - self._origin[0])
+            shown.append(f"{duration(seconds_a_step * (total - step))} left")
+        numbers = "  ".join(shown)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, numbers=numbers)
+        # not more than a line every five seconds; of a long run one a minute or every twentieth of it
+        last_step, last_time = self._last_line
+        waited = now - last_time
+        if step >= total or (waited >= 5 and (waited >= 60 or step - last_step >= total / 20)):
+            self._last_line = (step, now)
+            line = f"step {step}/{total} ({100 * step // max(total, 1)}%)  {numbers}"
+            PAGES.info("%s", line)
+            if self._bar is None:
+                CONSOLE.print(Text(line), soft_wrap=True)
+
+
+def configuration_tree(run: RunInfo) -> Tree:
+    """The resolved configuration, a branch for each group."""
+    choices = run.config.get("choices") or {}
+    groups = {key: value for key, value in run.config.items() if isinstance(value, Mapping) and key != "choices"}
+    run_wide = {key: value for key, value in run.config.items() if not isinstance(value, Mapping)}
+    tree = Tree(Text(f"{run.experiment}, {run.total_steps:,} steps", "bold"), guide_style="dim")
+    for group, content in {"run": run_wide, **groups}.items():
+        choice = str(choices.get(group, ""))
+        if choice.startswith("["):  # several options of one group: each has a key of its own
+            choice = ", ".join(content)
+        branch = tree.add(Text.assemble((group, "cyan"), f": {choice}" if choice else ""))
+        settings = [Text.assemble((f"{key}=", "dim"), value, overflow="fold") for key, value in leaves(content)]
+        if settings:
+            branch.add(Text("  ").join(settings))
+    return tree
+
+
+def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The settings of a group as one would type them: dotted key and value."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        elif isinstance(value, str) and value and not re.search(r"\s", value):
+            yield f"{prefix}{key}", value
+        else:
+            yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False, default=str)
+
+
+def evaluation_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
+    """The metrics of the first and the last evaluation, and what changed between them."""
+    records = list(columns.values())
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("held-out pairs")
+    for title in [*columns, *(["change"] if len(columns) > 1 else [])]:
+        table.add_column(title, justify="right")
+    for name in records[-1]:
+        if name not in ("step", "split", "time"):
+            values = [record.get(name, math.nan) for record in records]
+            change = [f"{values[-1] - values[0]:+.4f}"] if len(values) > 1 else []
+            table.add_row(name, *map(number, values), *change)
+    return table
+
+
+def contents_table(folder: Path) -> Table:
+    """What lies in the run's folder, of what a run may leave there."""
+    table = Table(box=None, show_header=False, padding=(0, 2))
+    for name, meaning in CONTENTS.items():
+        path = folder / name
+        if path.exists():
+            table.add_row(name + "/" * path.is_dir(), Text(meaning, "dim"))
+    return table
+
+
+def ending(result: Mapping[str, Any], total_steps: int) -> str:
+    """The rest of the sentence that begins with the status: how far, how long, how fast, what went wrong."""
+    parts = [f" after {result.get('steps', 0):,} of {total_steps:,} steps in {duration(result['wall_time_seconds'])}"]
+    if result.get("pairs_per_second"):
+        parts.append(f"{result['pairs_per_second']:,.4g} pairs/s")
+    if result.get("peak_memory_bytes"):
+        parts.append(f"peak memory {decimal(result['peak_memory_bytes'])}")
+    error = str(result.get("error") or "").strip()
+    return ", ".join(parts) + (f"\n{error.splitlines()[-1]}" if error else "")
+
+
+def plain(page: RenderableType) -> str:
+    """A page as text, without colour and lines."""
+    out = io.StringIO()
+    Console(file=out, width=1000, color_system=None, force_terminal=False).print(page)
+    text = CONTROL.sub("", out.getvalue()).translate(GUIDES)
+    return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+
+
+def number(value: float) -> str:
+    """A metric with the digits one reads."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Hours, minutes and seconds, as 1:02:03 or 2:03."""
+    return str(timedelta(seconds=round(max(seconds, 0)))).removeprefix("0:").removeprefix("0")

@@ -1,0 +1,6 @@
+"""When things happen: step, evaluate, sample, stop."""
+
+from orpo_exp.training.loop import Loop, TrainingDiverged
+from orpo_exp.training.samples import write_samples
+
+__all__ = ["Loop", "TrainingDiverged", "write_samples"]

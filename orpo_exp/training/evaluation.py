@@ -1,0 +1,45 @@
+"""Evaluation: every held-out pair exactly once, on any number of replicas."""
+
+from collections.abc import Sequence
+
+from orpo_exp.layouts import Layout
+from orpo_exp.losses import Loss, Scope
+from orpo_exp.plugins import Plugin
+from orpo_exp.training.metrics import reduce_outputs
+from orpo_exp.training.objectives import gather_logps
+from orpo_exp.training.sharing import share
+from orpo_exp.types import Counts, LossOutput, TokenizedPair
+
+
+def evaluate(
+    plugin: Plugin,
+    layout: Layout,
+    loss: Loss,
+    pairs: Sequence[TokenizedPair],
+    micro_batch_size: int,
+    weight: float,
+) -> dict[str, float]:
+    """Loss, terms and metrics of the whole evaluation set, as of one global batch: no mean of means.
+
+    Called on every rank; every rank gets the same numbers.
+    """
+    counts = Counts.of(pairs)
+    shares = share(pairs, micro_batch_size, plugin.data_parallel_size, plugin.data_parallel_rank)
+    logps = plugin.score([layout.collate(part, loss.needs) for part in shares])
+    outputs: list[LossOutput]
+    if loss.scope is Scope.batch:
+        whole, _ = gather_logps(plugin, logps)
+        output = loss(whole, None, weight, counts)
+        part = 1.0 / plugin.data_parallel_size  # every replica holds the whole set's numbers
+        outputs = [
+            LossOutput(
+                output.loss * part,
+                {name: value * part for name, value in output.terms.items()},
+                {name: value * part for name, value in output.per_pair.items()},
+            )
+        ]
+    else:
+        outputs = [loss(logps, None, weight, counts)]
+    metrics = reduce_outputs(plugin, outputs, counts)
+    del metrics["stop"]
+    return metrics

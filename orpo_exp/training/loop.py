@@ -1,0 +1,129 @@
+"""The one training loop."""
+
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from orpo_exp.data.order import Order
+from orpo_exp.data.tokenize import TokenizedData
+from orpo_exp.layouts import Layout
+from orpo_exp.losses import LamSchedule, Loss
+from orpo_exp.optimizers import Scheduler
+from orpo_exp.plugins import Plugin
+from orpo_exp.tracking import Trackers
+from orpo_exp.training.evaluation import evaluate
+from orpo_exp.training.metrics import Speed, reduce_outputs
+from orpo_exp.training.objectives import make_objective
+from orpo_exp.training.sharing import share
+from orpo_exp.training.stop import StopRequest
+from orpo_exp.types import Batch, Counts, LossOutput
+
+log = logging.getLogger(__name__)
+
+
+class TrainingDiverged(RuntimeError):
+    """A loss or gradient that is not finite; the weights are those before the step."""
+
+
+@dataclass
+class Loop:
+    """Everything the loop drives, and how far it has come.
+
+    max_steps: optimizer steps in all. lr: the peak learning rate. heartbeat: called with the step after each one.
+    eval_metrics: the latest evaluation. interrupted: the loop left early because it was asked to.
+    """
+
+    plugin: Plugin
+    layout: Layout
+    loss: Loss
+    lam_schedule: LamSchedule
+    scheduler: Scheduler
+    data: TokenizedData
+    order: Order
+    trackers: Trackers
+    lr: float
+    max_steps: int
+    micro_batch_size: int
+    eval_every: int
+    log_every: int
+    heartbeat: Callable[[int], None]
+    step: int = 0
+    speed: Speed = field(default_factory=Speed)
+    stop: StopRequest = field(default_factory=StopRequest)
+    eval_metrics: dict[str, float] = field(default_factory=dict)
+    interrupted: bool = False
+
+    def run(self) -> None:
+        """Train from `step` to `max_steps`; leave between two steps when a signal asks for it.
+
+        Raises TrainingDiverged before an update that is not finite.
+        """
+        with self.stop.listening():
+            self.evaluate()
+            self.speed.since_last()
+            while self.step < self.max_steps and not self.interrupted:
+                self.step += 1
+                metrics = self.train_step()
+                self.interrupted = metrics.pop("stop") > 0
+                last = self.step == self.max_steps or self.interrupted
+                if last or self.step % self.log_every == 0:
+                    self.trackers.log(self.step, "train", metrics | self.speed.since_last())
+                if self.step == self.max_steps or (self.eval_every and self.step % self.eval_every == 0):
+                    self.evaluate()
+                self.heartbeat(self.step)
+
+    def train_step(self) -> dict[str, float]:
+        """One optimizer step on one global batch; its metrics."""
+        pairs = self.data.train(self.order.positions(self.step))
+        counts = Counts.of(pairs)
+        shares = share(pairs, self.micro_batch_size, self.plugin.data_parallel_size, self.plugin.data_parallel_rank)
+        micro_batches = [self.layout.collate(part, self.loss.needs) for part in shares]
+
+        weight, lr = self.lam_schedule.weight(self.step), self.lr * self.scheduler.factor(self.step)
+        objective, outputs = make_objective(self.plugin, self.loss, micro_batches, weight, counts)
+        self.plugin.forward_backward(micro_batches, objective)
+
+        metrics = reduce_outputs(self.plugin, outputs, counts, stop=self.stop.wanted)
+        self.refuse_non_finite(metrics, outputs, micro_batches)
+        metrics["grad_norm"] = self.plugin.step(lr)
+        self.refuse_non_finite(metrics, outputs, micro_batches)
+        self.speed.count(pairs)
+        return metrics | self.weight_metric(weight) | {"lr": lr}
+
+    def evaluate(self) -> None:
+        """Evaluate all held-out pairs and log the result."""
+        weight = self.lam_schedule.weight(max(self.step, 1))
+        with self.speed.paused():
+            self.eval_metrics = evaluate(
+                self.plugin, self.layout, self.loss, self.data.held_out, self.micro_batch_size, weight
+            ) | self.weight_metric(weight)
+            self.trackers.log(self.step, "eval", self.eval_metrics)
+
+    def weight_metric(self, weight: float) -> dict[str, float]:
+        """The driven weight under its field's name, where the loss has one."""
+        return {self.loss.weight_field: weight} if self.loss.weight_field else {}
+
+    def refuse_non_finite(
+        self, metrics: Mapping[str, float], outputs: Sequence[LossOutput], micro_batches: Sequence[Batch]
+    ) -> None:
+        """Raise TrainingDiverged, naming step, terms and pairs, where a metric is not finite; the same on all ranks."""
+        bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
+        if not bad:
+            return
+        rows = [row for batch in micro_batches for row in batch.rows]
+        per_pair = [torch.cat([output.per_pair[name] for output in outputs]) for name in outputs[0].per_pair]
+        broken = [
+            row for i, row in enumerate(rows) if not all(math.isfinite(v[i]) for v in per_pair if len(v) == len(rows))
+        ]
+        everywhere = torch.cat(self.plugin.gather(torch.tensor(broken, dtype=torch.int64))).tolist()
+        if not everywhere:  # only the gradient is broken: any pair of the batch may be why
+            everywhere = torch.cat(self.plugin.gather(torch.tensor(rows, dtype=torch.int64))).tolist()
+        shown = ", ".join(str(row) for row in sorted(everywhere)[:20]) + (", ..." if len(everywhere) > 20 else "")
+        terms = ", ".join(f"{name} = {value}" for name, value in bad.items())
+        raise TrainingDiverged(
+            f"step {self.step} is not finite: {terms}; pairs (rows of the data): {shown}. "
+            f"The weights were not updated. Look at these rows, lower optimizer.lr, or set train.max_grad_norm."
+        )

@@ -1,0 +1,86 @@
+"""From a loss to what a plugin back-propagates, for either scope that a loss may declare."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from orpo_exp.losses import Loss, Scope
+from orpo_exp.plugins import Objective, Plugin
+from orpo_exp.types import Batch, Counts, LossOutput, PairLogps, Span, TokenLogps
+
+
+def make_objective(
+    plugin: Plugin, loss: Loss, micro_batches: Sequence[Batch], weight: float, counts: Counts
+) -> tuple[Objective, list[LossOutput]]:
+    """The objective of one global step, and the list that this replica's share of its numbers is put in.
+
+    Summed over replicas, the list's losses and terms are those of the global batch.
+    """
+    if loss.scope is Scope.batch:
+        return _batch_objective(plugin, loss, micro_batches, weight, counts)
+    outputs: list[LossOutput] = []
+
+    def objective(_: int, logps: PairLogps) -> Tensor:
+        output = loss(logps, None, weight, counts)
+        outputs.append(output)
+        return output.loss
+
+    return objective, outputs
+
+
+def _batch_objective(
+    plugin: Plugin, loss: Loss, micro_batches: Sequence[Batch], weight: float, counts: Counts
+) -> tuple[Objective, list[LossOutput]]:
+    """Score the global batch without gradient, differentiate the loss by the log-probabilities, and let the second
+    pass back-propagate sum(dL/dlogp * logp), whose gradient is the loss's own."""
+    own = plugin.score(micro_batches)
+    whole, first = gather_logps(plugin, own)
+    spans = {span: logps for span, logps in by_span(whole).items() if logps is not None}
+    for logps in spans.values():
+        logps.values.requires_grad_()
+    output = loss(whole, None, weight, counts)
+    wanted = [logps.values for logps in spans.values()]
+    gradients = torch.autograd.grad(output.loss, wanted, allow_unused=True, materialize_grads=True)
+
+    # this replica's part of each span, micro-batch by micro-batch
+    pieces: list[dict[Span, Tensor]] = [{} for _ in micro_batches]
+    for span, gradient in zip(spans, gradients, strict=True):
+        sizes = [int(batch.score.lengths[span].sum()) for batch in micro_batches]
+        start = int(spans[span].lengths[:first].sum())
+        for piece, part in zip(pieces, gradient[start : start + sum(sizes)].split(sizes), strict=True):
+            piece[span] = part
+
+    def objective(number: int, logps: PairLogps) -> Tensor:
+        values = {span: part.values for span, part in by_span(logps).items() if part is not None}
+        terms = [(pieces[number][span].to(v.device) * v).sum(dtype=torch.float64) for span, v in values.items()]
+        return torch.stack(terms).sum()
+
+    # every replica holds the whole batch's numbers: report them once
+    if plugin.data_parallel_rank == 0:
+        return objective, [output]
+    nothing = {name: torch.zeros_like(value) for name, value in output.terms.items()}
+    no_pair = {name: value[:0] for name, value in output.per_pair.items()}
+    return objective, [LossOutput(torch.zeros_like(output.loss), nothing, no_pair)]
+
+
+def by_span(logps: PairLogps) -> dict[Span, TokenLogps | None]:
+    """The parts of PairLogps by the span they belong to."""
+    return {Span.chosen: logps.chosen, Span.rejected: logps.rejected, Span.prompt: logps.prompt}
+
+
+def gather_logps(plugin: Plugin, own: PairLogps) -> tuple[PairLogps, int]:
+    """The log-probabilities of all replicas, on the CPU in their order, and the place of this replica's first pair."""
+    gathered: dict[Span, TokenLogps | None] = {}
+    first = 0
+    for span, logps in by_span(own).items():
+        if logps is None:
+            gathered[span] = None
+            continue
+        lengths = plugin.gather(logps.lengths)
+        gathered[span] = TokenLogps(torch.cat(plugin.gather(logps.values)), torch.cat(lengths))
+        first = sum(len(part) for part in lengths[: plugin.data_parallel_rank])
+    chosen, rejected = gathered[Span.chosen], gathered[Span.rejected]
+    assert chosen is not None
+    assert rejected is not None
+    return PairLogps(chosen, rejected, gathered[Span.prompt]), first
