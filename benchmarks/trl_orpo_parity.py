@@ -177,10 +177,10 @@ def float64_step(model_path: Path) -> dict[str, float]:
 
 def orpo_exp_step(model_path: Path, pairs_path: Path, scratch: Path) -> dict[str, float]:
     """What orpo_exp writes for its first step, run from the command line in the project's environment."""
-    command = ["uv", "run", "--frozen", "--project", str(ROOT), "python", "-m", "orpo_exp", "+experiment=orpo"]
+    command = ["uv", "run", "--project", str(ROOT), "python", "-m", "orpo_exp", "+experiment=orpo"]
     command += ["data=json", f"data.path={pairs_path}", f"data.eval_path={pairs_path}", f"hydra.run.dir={scratch}/run"]
     command += ["model=hf", f"model.path={model_path}", f"loss.lam={LAM}", "loss.nll=prompt_and_answer"]
-    command += ["optimizer=sgd", "train.max_steps=1", "train.epochs=null", "train.max_grad_norm=null"]
+    command += ["optimizer=sgd", "train.max_steps=1", "train.max_grad_norm=null"]
     command += [f"train.global_batch_size={len(PAIRS)}", f"train.micro_batch_size={len(PAIRS)}", "train.log_every=1"]
     environment = {k: v for k, v in os.environ.items() if k != "VIRTUAL_ENV"}  # it names this script's environment
     subprocess.run(command, cwd=scratch, env=environment, stdout=sys.stderr, check=True)

@@ -1,7 +1,9 @@
 """The curves of one run as pictures, drawn from its metrics.jsonl."""
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,57 +14,179 @@ if TYPE_CHECKING:
 
 Records = Sequence[dict[str, Any]]
 
-# Okabe and Ito's colours: told apart by every eye
-BLUE, ORANGE, GREEN, RED, INK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#333333"
-STYLE = {
-    "figure.dpi": 150,
+# colours of Okabe and Ito, which every eye tells apart
+BLUE, GREEN, VERMILION, INK = "#0072B2", "#009E73", "#D55E00", "#333333"
+STYLE: Any = {  # matplotlib wants its keys as literals
+    "savefig.dpi": 150,
     "font.size": 9,
+    "text.color": INK,
     "axes.titlesize": 10,
-    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#AAAAAA",
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.edgecolor": "#999999",
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
     "axes.grid": True,
     "axes.axisbelow": True,
-    "grid.color": "#E6E6E6",
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "lines.solid_capstyle": "round",
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.1,
+    "grid.color": "#E8E8E8",
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.7,
 }
-TITLES = {
-    "loss": "loss",
-    "lr": "learning rate",
-    "lam": "lambda",
-    "grad_norm": "gradient norm before clipping",
-    "pairs_per_second": "pairs per second",
-}
-OWN_PICTURE = ("loss", "rewards/", "logps/")  # what training.png leaves to the others, or to nobody
-FEW = 30  # up to so many points each is marked
+FEW = 40  # up to so many points are marked one by one; more are drawn faintly, with a running mean on top
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes: a title and the metrics drawn in it, each as (name, what the legend calls it, colour).
+
+    held_out: evaluations are drawn as well.
+    smooth: many points get a running mean; false for what is set, not measured.
+    shade: the area between the first two metrics is filled.
+    limits: of the vertical axis, None where they follow the numbers.
+    level: a height worth knowing and its name.
+    """
+
+    title: str
+    curves: tuple[tuple[str, str, str], ...]
+    held_out: bool = True
+    smooth: bool = True
+    shade: bool = False
+    limits: tuple[float | None, float | None] = (None, None)
+    level: tuple[float, str] | None = None
+
+
+PREFERENCE = (
+    Panel(
+        "rewards, the margin between them shaded",
+        (("rewards/chosen", "chosen", GREEN), ("rewards/rejected", "rejected", VERMILION)),
+        shade=True,
+    ),
+    Panel("reward margin", (("rewards/margin", "", BLUE),), level=(0.0, "no preference")),
+    Panel(
+        "pairs whose chosen answer is ahead",
+        (("rewards/accuracy", "", BLUE),),
+        limits=(-0.02, 1.02),
+        level=(0.5, "chance"),
+    ),
+)
+TRAINING = tuple(
+    Panel(title, ((name, "", BLUE),), held_out=False, smooth=measured, limits=(0.0, None))
+    for name, title, measured in (
+        ("lr", "learning rate", False),
+        ("lam", "lambda", False),
+        ("grad_norm", "gradient norm before clipping", True),
+        ("pairs_per_second", "training speed", True),
+    )
+)
 
 
 def plot_run(folder: Path) -> list[Path]:
     """Draw plots/loss.png, preference.png and training.png from a run's metrics; the files that were written.
 
-    A metric that is missing is left out, and so is a picture without any.
+    A metric that is missing is left out, and so is a picture that would be empty.
     """
     records = read_metrics(folder / FILE)
-    train = [record for record in records if record["split"] == "train"]
-    evaluated = [record for record in records if record["split"] == "eval"]
     names = {name for record in records for name in record}
-
     losses = ["loss", *sorted(name for name in names if name.endswith("_loss"))]
-    pictures: dict[str, dict[str, Callable[[Axes], None]]] = {
-        "loss": {title(name): curve(name, train, evaluated) for name in losses if name in names},
-        "preference": preference_panels(names, train, evaluated),
-        "training": {
-            title(name): curve(name, train, ())
-            for name in ("lr", "lam", "grad_norm", "pairs_per_second")
-            if any(name in record for record in train)
-        },
+    pictures = {
+        "loss": [Panel(name.replace("_", " "), ((name, "", BLUE),)) for name in losses],
+        "preference": PREFERENCE,
+        "training": TRAINING,
     }
-    return [draw(folder / "plots" / f"{name}.png", panels) for name, panels in pictures.items() if panels]
+    written = []
+    for picture, panels in pictures.items():
+        there = [panel for panel in panels if any(name in names for name, _, _ in panel.curves)]
+        if there:
+            written.append(save(folder / "plots" / f"{picture}.png", there, records))
+    return written
+
+
+def save(path: Path, panels: Sequence[Panel], records: Records) -> Path:
+    """Draw panels side by side, four of them in a square, into one file."""
+    import matplotlib
+    from matplotlib.figure import Figure  # without pyplot: no window, nothing global
+
+    columns = 2 if len(panels) == 4 else min(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.4 * columns, 3.0 * rows), layout="constrained")
+        for i, panel in enumerate(panels):
+            draw(figure.add_subplot(rows, columns, i + 1), panel, records)
+        path.parent.mkdir(exist_ok=True)
+        figure.savefig(path)
+    return path
+
+
+def draw(ax: "Axes", panel: Panel, records: Records) -> None:
+    """Draw one panel: training as a line, evaluations as circles, steps without a finite value as crosses below."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    train = [record for record in records if record["split"] == "train"]
+    held_out = [record for record in records if record["split"] == "eval" and panel.held_out]
+    if panel.level is not None:
+        ax.axhline(panel.level[0], color="#888888", linestyle=":", linewidth=1.2, label=panel.level[1])
+    for name, label, colour in panel.curves:
+        prefix = f"{label}, " if label else ""
+        draw_train(ax, *series(train, name), colour, f"{prefix}train", panel.smooth)
+        steps, values = series(held_out, name)
+        circles: dict[str, Any] = {
+            "color": colour,
+            "markerfacecolor": "white",
+            "markersize": 5.5,
+            "markeredgewidth": 1.5,
+        }
+        ax.plot(steps, values, "o:", label=f"{prefix}held out", linewidth=1, zorder=4, **circles)
+        broken = [r["step"] for r in (*train, *held_out) if not math.isfinite(r.get(name, 0.0))]
+        ax.plot(broken, [0.02] * len(broken), "x", color="red", transform=ax.get_xaxis_transform(), label="not finite")
+    if panel.shade:
+        upper, lower = (dict(zip(*series(train, name), strict=True)) for name, _, _ in panel.curves[:2])
+        steps = sorted(upper.keys() & lower.keys())
+        ax.fill_between(steps, [upper[s] for s in steps], [lower[s] for s in steps], color=INK, alpha=0.07, linewidth=0)
+    ax.set_title(panel.title)
+    ax.set(xlabel="optimizer step", ylabel=" and ".join(name for name, _, _ in panel.curves))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.5g}"))
+    ax.set_ylim(*panel.limits)
+    last = max(1, max(record["step"] for record in records))
+    ax.set_xlim(-0.03 * last, 1.03 * last)
+    for line in list(ax.lines):
+        if not len(line.get_xdata()):  # type: ignore[arg-type]
+            line.remove()
+    handles, labels = ax.get_legend_handles_labels()
+    named = dict(zip(labels, handles, strict=True))
+    if len(named) > 1:
+        ax.legend(named.values(), named.keys())
+
+
+def draw_train(ax: "Axes", steps: list[int], values: list[float], colour: str, label: str, smooth: bool) -> None:
+    """Draw the numbers of the training steps, so that one of them shows as well as ten thousand do."""
+    if len(values) <= FEW:
+        ax.plot(steps, values, ".-", color=colour, markersize=5, linewidth=1.4, zorder=5, label=label)
+        return
+    if smooth:
+        ax.plot(steps, values, "-", color=colour, linewidth=0.8, alpha=0.3)
+        values = running_mean(values)
+    ax.plot(steps, values, "-", color=colour, linewidth=1.8, label=label)
+
+
+def running_mean(values: Sequence[float]) -> list[float]:
+    """The mean of each value and its neighbours, fewer of them towards the ends: a slope stays where it is."""
+    count, reach = len(values), len(values) // 50 + 1
+    sums = [0.0, *itertools.accumulate(values)]
+    means = []
+    for i in range(count):
+        r = max(min(i, count - 1 - i, reach), reach // 3)
+        first, end = max(i - r, 0), min(i + r + 1, count)
+        means.append((sums[end] - sums[first]) / (end - first))
+    return means
+
+
+def series(records: Records, name: str) -> tuple[list[int], list[float]]:
+    """Steps and values of a metric, where it is there and finite."""
+    points = [(r["step"], r[name]) for r in records if math.isfinite(r.get(name, math.nan))]
+    return [step for step, _ in points], [value for _, value in points]

@@ -1,0 +1,36 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import uneven_rows
+
+from orpo_exp.cli import main
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is written into the checkout, read from a hub, or cached for the next test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def pairs_file(tmp_path: Path) -> Path:
+    """24 pairs of uneven lengths as JSON lines."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in uneven_rows(24)))
+    return path
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Path]:
+    """Run the command line in this process; returns the run's folder once the exit code is as expected."""
+
+    def run_it(*arguments: str, folder: str = "run", code: int = 0) -> Path:
+        path = tmp_path / folder
+        assert main([*arguments, f"hydra.run.dir={path}"]) == code
+        return path
+
+    return run_it

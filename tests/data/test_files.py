@@ -1,0 +1,133 @@
+import csv
+import json
+
+import pytest
+from support import uneven_rows
+
+from orpo_exp.data.files import Hub, JsonFiles, hold_out
+from orpo_exp.data.rows import UnusableRow, parse_row
+from orpo_exp.schema import ConfigError
+from orpo_exp.types import PreferencePair
+
+HI, HELLO, WHAT = (
+    {"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Hello!"), ("assistant", "What?"))
+)
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}, "Hi"),
+        ({"prompt": [HI], "chosen": [HELLO], "rejected": [WHAT]}, (HI,)),
+        ({"prompt": "Hi", "chosen": [HI, HELLO], "rejected": [HI, WHAT]}, (HI,)),
+        ({"prompt": "Hi", "chosen": [HELLO], "rejected": [WHAT]}, (HI,)),
+        ({"chosen": [HI, HELLO], "rejected": [HI, WHAT]}, (HI,)),
+        ({"prompt": [HI], "chosen": "Hello!", "rejected": "What?"}, (HI,)),
+        (
+            {
+                "conversations": [{"from": "human", "value": "Hi"}],
+                "chosen": {"from": "gpt", "value": "Hello!"},
+                "rejected": {"from": "gpt", "value": "What?"},
+            },
+            (HI,),
+        ),
+        (
+            {
+                "context": [{"from": "human", "content": "Hi"}],
+                "chosen": [{"from": "assistant", "content": "Hello!"}],
+                "rejected": [{"from": "assistant", "content": "What?"}],
+            },
+            (HI,),
+        ),
+    ],
+)
+def test_every_form_of_a_row(row, prompt):
+    assert parse_row(3, row) == PreferencePair(3, prompt, "Hello!", "What?")
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"chosen": "a", "rejected": "b"}, "no prompt"),
+        ({"prompt": "", "chosen": "a", "rejected": "b"}, "no prompt"),
+        ({"prompt": "p", "chosen": None, "rejected": "b"}, "no chosen"),
+        ({"prompt": "p", "chosen": " ", "rejected": "b"}, "empty chosen"),
+        ({"prompt": "p", "chosen": "a", "rejected": ""}, "empty rejected"),
+        ({"prompt": "p", "chosen": "a", "rejected": "a"}, "chosen and rejected are the same"),
+        ({"prompt": "p", "chosen": 3, "rejected": "a"}, "chosen is neither text nor a list of turns"),
+        (
+            {"prompt": [{"role": "judge", "content": "x"}], "chosen": "a", "rejected": "b"},
+            "unknown role 'judge' in prompt",
+        ),
+        ({"prompt": [HI], "chosen": [HELLO, HI], "rejected": [WHAT]}, "an answer is not one assistant turn"),
+        ({"prompt": [HI], "chosen": "a", "rejected": [WHAT]}, "one answer is text, the other a list of turns"),
+    ],
+)
+def test_unusable_rows_say_why(row, reason):
+    with pytest.raises(UnusableRow) as told:
+        parse_row(0, row)
+    assert str(told.value) == reason
+
+
+def write(path, rows):
+    if path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif path.suffix == ".json":
+        path.write_text(json.dumps(rows))
+    elif path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    else:
+        import datasets
+
+        datasets.Dataset.from_list(rows).to_parquet(path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_every_kind_of_file(tmp_path, suffix):
+    path = write(tmp_path / f"data.{suffix}", uneven_rows(10))
+    data = JsonFiles(JsonFiles.Config(path=str(path), eval_size=2)).load(seed=0)
+    assert (data.size, len(data.held_out)) == (8, 2)
+    assert sorted(p.row for p in [*(data.train[i] for i in range(8)), *data.held_out]) == list(range(10))
+
+
+def test_a_folder_of_files_and_rows_to_evaluate_on(tmp_path):
+    (tmp_path / "train").mkdir()
+    write(tmp_path / "train" / "a.jsonl", uneven_rows(4))
+    write(tmp_path / "train" / "b.jsonl", uneven_rows(3))
+    evaluation = write(tmp_path / "eval.json", uneven_rows(2))
+    data = JsonFiles(JsonFiles.Config(path=str(tmp_path / "train"), eval_path=str(evaluation))).load(seed=0)
+    assert (data.size, len(data.held_out)) == (7, 2)
+
+
+def test_a_local_folder_in_the_hubs_form(tmp_path):
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    write(tmp_path / "set" / "data" / "train-00000-of-00001.parquet", uneven_rows(9))
+    write(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", uneven_rows(3))
+    data = Hub(Hub.Config(path=str(tmp_path / "set"), eval_split="test")).load(seed=0)
+    assert (data.size, len(data.held_out)) == (9, 3)
+    with pytest.raises(ConfigError, match="valid"):
+        Hub(Hub.Config(path=str(tmp_path / "set"), split="valid")).load(seed=0)
+
+
+def test_skipped_rows_are_counted_by_reason(tmp_path):
+    rows = uneven_rows(6)
+    rows[1]["chosen"] = ""
+    rows[4]["rejected"] = rows[4]["chosen"]
+    data = JsonFiles(JsonFiles.Config(path=str(write(tmp_path / "d.jsonl", rows)), eval_size=1)).load(seed=0)
+    assert data.skipped == {"empty chosen": [1], "chosen and rejected are the same": [4]}
+
+
+def test_the_held_out_split_follows_the_seed_and_keeps_prompts_apart():
+    pairs = [PreferencePair(i, f"prompt {i // 3}", f"a{i}", f"b{i}") for i in range(60)]
+    train, held = hold_out(pairs, 0.2, seed=0)
+    assert len(held) == 12
+    assert len(train) == 48
+    assert not {p.prompt for p in train} & {p.prompt for p in held}
+    assert hold_out(pairs, 0.2, seed=0) == (train, held)
+    assert hold_out(pairs, 0.2, seed=1)[1] != held
+    with pytest.raises(ConfigError, match="eval_size"):
+        hold_out(pairs, 60, seed=0)

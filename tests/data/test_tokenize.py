@@ -1,0 +1,127 @@
+import pytest
+
+from orpo_exp.data.base import SourceData
+from orpo_exp.data.tokenize import PairTokenizer, kept_lengths, prepare
+from orpo_exp.models.tokenizers import bytes_tokenizer
+from orpo_exp.types import Message, PreferencePair
+
+TURNS = (Message(role="user", content="Hi"),)
+
+
+@pytest.fixture
+def tokenizer():
+    return bytes_tokenizer()
+
+
+def ids(tokenizer, text):
+    return tokenizer(text, add_special_tokens=False).input_ids
+
+
+@pytest.mark.parametrize(
+    ("lengths", "max_length", "floor", "kept"),
+    [
+        ((100, 50, 60), 1024, 256, (100, 60)),  # all fits
+        ((100, 1000, 900), 1024, 256, (100, 924)),  # TRL keeps 24 tokens of each answer
+        ((100, 1024, 500), 1024, 256, (100, 924)),  # TRL keeps none
+        ((900, 500, 300), 1024, 256, (524, 500)),  # the prompt goes first
+        ((900, 1000, 300), 1024, 256, (256, 768)),  # down to the floor, then the answers
+        ((5000, 5000, 1), 1024, 1022, (1022, 2)),
+        ((1, 5000, 1), 3, 1, (1, 2)),
+    ],
+)
+def test_truncation(lengths, max_length, floor, kept):
+    prompt, answer = kept_lengths(*lengths, max_length, floor)
+    assert (prompt, answer) == kept
+    assert prompt + min(answer, max(lengths[1:])) <= max_length
+    assert prompt >= 1
+    assert answer >= 1
+
+
+def test_truncation_never_empties_or_overflows():
+    for prompt in (1, 7, 40, 400):
+        for chosen in (1, 7, 40, 400):
+            for rejected in (1, 7, 40, 400):
+                for max_length, floor in ((3, 1), (10, 8), (64, 16), (2000, 10)):
+                    p, a = kept_lengths(prompt, chosen, rejected, max_length, floor)
+                    assert 1 <= p <= prompt
+                    assert 1 <= a <= max(chosen, rejected)
+                    assert p + a <= max_length
+
+
+def test_a_cut_pair_keeps_the_end_of_its_prompt_and_the_start_of_its_answers(tokenizer):
+    encode = PairTokenizer(tokenizer, max_length=12, min_prompt_length=4)
+    (pair,), unusable = encode([PreferencePair(0, "abcdefgh", "ABCDEFGHIJKL", "xyz")])
+    assert not unusable
+    assert tokenizer.decode(pair.prompt_ids) == "efgh"
+    assert tokenizer.decode(pair.chosen_ids) == "ABCDEFGH"  # cut: no EOS, for it does not end here
+    assert pair.rejected_ids.tolist() == [*ids(tokenizer, "xyz"), tokenizer.eos_token_id]
+    assert encode.truncated == 1
+
+
+def test_eos_ends_each_answer_once(tokenizer):
+    encode = PairTokenizer(tokenizer, 100, 10)
+    (plain, ended), _ = encode([PreferencePair(0, "p", "yes", "no"), PreferencePair(1, "p", "yes<eos>", "no")])
+    assert plain.chosen_ids.tolist() == ended.chosen_ids.tolist() == [*ids(tokenizer, "yes"), tokenizer.eos_token_id]
+
+
+def test_pad_token_equal_to_eos_changes_nothing(tokenizer):
+    other = bytes_tokenizer()
+    other.pad_token = other.eos_token
+    rows = [PreferencePair(0, "p", "yes", "no"), PreferencePair(1, TURNS, "yes", "no")]
+    for ours, theirs in zip(
+        PairTokenizer(tokenizer, 100, 10)(rows)[0], PairTokenizer(other, 100, 10)(rows)[0], strict=True
+    ):
+        assert ours.chosen_ids.tolist() == theirs.chosen_ids.tolist()
+        assert ours.chosen_ids[-1] == other.eos_token_id
+
+
+def test_a_conversation_without_a_template_names_the_speakers(tokenizer):
+    turns = (Message(role="system", content="Be brief."), *TURNS)
+    (pair,), _ = PairTokenizer(tokenizer, 100, 10)([PreferencePair(0, turns, "Hello!", "What?")])
+    assert tokenizer.decode(pair.prompt_ids) == "System: Be brief.\n\nUser: Hi\n\nAssistant: "
+    assert tokenizer.decode(pair.chosen_ids) == "Hello!<eos>"
+
+
+def test_a_template_of_the_tokenizers_own_is_used_and_its_tail_dropped(tokenizer):
+    tokenizer.chat_template = (
+        "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<eos>\n{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    (pair,), _ = PairTokenizer(tokenizer, 100, 10)([PreferencePair(0, TURNS, "Hello!", "What?")])
+    assert tokenizer.decode(pair.prompt_ids) == "[user]Hi<eos>\n[assistant]"
+    assert tokenizer.decode(pair.chosen_ids) == "Hello!<eos>"
+
+
+def test_a_template_that_rewrites_the_prompt_makes_the_row_unusable(tokenizer):
+    tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    pairs, unusable = PairTokenizer(tokenizer, 100, 10)([PreferencePair(7, TURNS, "Hello!", "What?")])
+    assert not pairs
+    assert unusable == [(7, "the chat template does not continue the prompt")]
+
+
+def test_bos_stays_at_the_front_of_a_cut_prompt(tokenizer):
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
+    )
+    (pair,), _ = PairTokenizer(tokenizer, 12, 4)([PreferencePair(0, "abcdefgh", "ABCDEFGHIJKL", "xyz")])
+    assert tokenizer.decode(pair.prompt_ids) == "<bos>fgh"
+
+
+def test_answers_that_differ_only_behind_the_cut_are_unusable(tokenizer):
+    pairs, unusable = PairTokenizer(tokenizer, 6, 2)([PreferencePair(3, "abcd", "sameA", "sameB")])
+    assert not pairs
+    assert unusable[0][0] == 3
+
+
+def test_unusable_rows_are_counted_with_their_reason_and_none_left_is_an_error(tokenizer):
+    held_out = [PreferencePair(9, "p", "a", "b")]
+    same = PreferencePair(1, "abcd", "sameA", "sameB")
+    data = SourceData([PreferencePair(0, "p", "yes", "no"), same], 2, held_out, {"no prompt": [5]})
+    done = prepare(data, tokenizer, 6, 2)
+    assert done.size == 1
+    assert done.skipped["no prompt"] == [5]
+    assert [1] in done.skipped.values()
+    with pytest.raises(ValueError, match="no training pair"):
+        prepare(SourceData([same], 1, held_out), tokenizer, 6, 2)
