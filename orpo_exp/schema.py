@@ -62,7 +62,7 @@ class Settings:
             inside = all(_COMPARE[name][1](value, bound) for name, bound in bounds.items())
             if not (math.isfinite(value) and inside):  # nan compares false with every bound
                 kind = "a whole number" if isinstance(value, int) else "a finite number"
-                allowed = " and ".join([kind, *(_COMPARE[name][0].format(bound) for name, bound in bounds.items())])
+                allowed = ", ".join([kind, *(_COMPARE[name][0].format(bound) for name, bound in bounds.items())])
                 raise ConfigError(field.name, value, allowed, "Choose a value in this range.")
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import typing
 from enum import Enum
 from types import NoneType, UnionType
@@ -37,8 +38,9 @@ def explain(error: Exception, overrides: list[str]) -> ConfigError:
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         told = _from_omegaconf(cause, overrides)
-        where = _first(error) if _first(error).startswith("In '") else ""
-        return ConfigError(told.key, told.given, told.allowed, f"{told.do} {where}".strip())
+        if in_file := re.match(r"In '(.+?)'", str(error)):
+            return ConfigError(told.key, f"{told.given} in {in_file[1]}.yaml", told.allowed, told.do)
+        return told
     return ConfigError("configuration", " ".join(overrides), "a configuration that Hydra can compose", _first(error))
 
 

@@ -1,5 +1,6 @@
 """Preference data from files and from the Hugging Face hub, both read by `datasets`."""
 
+import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ def _load(builder: str, key: str, given: str | None = None, **arguments: Any) ->
     import datasets
 
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are told below
     try:
         return datasets.load_dataset(builder, **arguments)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
@@ -130,7 +132,12 @@ def _usable(rows: Any, path: str) -> tuple[list[PreferencePair], dict[str, list[
             skipped.setdefault(str(reason), []).append(number)
     if not pairs:
         reasons = "; ".join(f"{reason}: {len(numbers)} rows" for reason, numbers in skipped.items()) or "no row at all"
-        raise ConfigError("data.path", path, "data with at least one usable row", f"It has none ({reasons}).")
+        raise ConfigError(
+            "data.path",
+            path,
+            "data with at least one usable row",
+            f"It has none ({reasons}); its columns are {', '.join(sorted(columns))}.",
+        )
     return pairs, skipped
 
 

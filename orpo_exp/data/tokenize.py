@@ -10,7 +10,7 @@ import torch
 from orpo_exp.data.base import SourceData
 from orpo_exp.types import PreferencePair, TokenizedPair
 
-# For conversations where the tokenizer has no template of its own (a base model's): the speaker's name before each turn.
+# For conversations where the tokenizer has no template of its own: the speaker's name before each turn.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
     "{{ message['role'] | capitalize }}: {{ message['content'] }}"

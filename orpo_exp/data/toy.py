@@ -1,99 +1,117 @@
-"""Toy tasks made on the spot: endless, no download, learned by a tiny model in half a minute."""
+"""Short tasks made on the spot: endless, nothing to download, learned by a tiny model in under a minute.
+
+Each kind draws its right answer and its near miss so that the two could change places: without the prompt nothing tells
+which is which. What a model gains above one half it has learned from the prompts. (`order`, a taste, is the exception.)
+"""
 
 import hashlib
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from orpo_exp.data.base import DATA, DataConfig, Source, SourceData
 from orpo_exp.schema import setting
 from orpo_exp.types import PreferencePair
 
-VOWELS, CONSONANTS = "aeiou", "bdfghjklmnprstvwz"
-POLITE, PLAIN, RUDE = "may I have the {}, please?", "I will be taking the {} now", "hand over the {}, you fool!"
-HELD_OUT_OF_256 = 32  # one prompt in eight
+VOWELS, CONSONANTS = "aeiou", "bdfgklmnprstvz"
+POLITE, PLAIN, RUDE = "{}, please", "{}, for me", "{}, hurry!"  # of one length, for answers are compared by token means
+COUNTS = {"once": 1, "twice": 2, "thrice": 3}
+HELD_OUT_SHARE = 1 / 8
 
 Task = tuple[str, str, str]  # prompt, right answer, near miss
 
 
-def _letters(rng: random.Random) -> list[str]:
+def _word(rng: random.Random) -> str:
     """A pronounceable word of 3-6 letters: vowels and consonants in turn, no letter twice."""
     length = rng.randint(3, 6)
     odd, even = rng.sample((VOWELS, CONSONANTS), 2)
     letters = [""] * length
     letters[::2] = rng.sample(odd, (length + 1) // 2)
     letters[1::2] = rng.sample(even, length // 2)
-    return letters
+    return "".join(letters)
 
 
-def _word(rng: random.Random) -> str:
-    return "".join(_letters(rng))
-
-
-def uppercase(rng: random.Random) -> Task:
+def upper(rng: random.Random) -> Task:
     """A word in capitals; missed by one letter, changed for another of its class."""
-    letters = _letters(rng)
-    word, place = "".join(letters), rng.randrange(len(letters))
-    alphabet = VOWELS if letters[place] in VOWELS else CONSONANTS
-    letters[place] = rng.choice([letter for letter in alphabet if letter not in letters])
-    return f"uppercase: {word}\n", word.upper(), "".join(letters).upper()
+    word = _word(rng)
+    old = rng.choice(word)
+    new = rng.choice([letter for letter in (VOWELS if old in VOWELS else CONSONANTS) if letter not in word])
+    return f"upper: {word}\n", word.upper(), word.replace(old, new).upper()
 
 
 def reverse(rng: random.Random) -> Task:
     """A word backwards; missed by two letters of one class that have changed places."""
-    letters = _letters(rng)
-    word, place = "".join(letters), rng.randrange(len(letters) - 2)
-    letters[place], letters[place + 2] = letters[place + 2], letters[place]
-    return f"reverse: {word}\n", word[::-1], "".join(reversed(letters))
+    word = _word(rng)
+    place = rng.randrange(len(word) - 2)
+    a, b, c = word[place : place + 3]
+    return f"reverse: {word}\n", word[::-1], word.replace(a + b + c, c + b + a)[::-1]
 
 
-def end_letter(rng: random.Random) -> Task:
+def end(rng: random.Random) -> Task:
     """The first or the last letter of a word; missed by naming the other."""
     word = _word(rng)
-    end, right, wrong = rng.choice((("first", word[0], word[-1]), ("last", word[-1], word[0])))
-    return f"{end} letter: {word}\n", right, wrong
+    which, right, wrong = rng.choice((("first", word[0], word[-1]), ("last", word[-1], word[0])))
+    return f"{which}: {word}\n", right, wrong
 
 
 def repeat(rng: random.Random) -> Task:
-    """A word several times; missed by the count, as often too high as too low."""
-    word, (right, wrong) = _word(rng), rng.sample((2, 3, 4), 2)
-    return f"repeat {right} times: {word}\n", " ".join([word] * right), " ".join([word] * wrong)
+    """A word once, twice or thrice; missed by the count, as often too high as too low."""
+    word, (right, wrong) = _word(rng), rng.sample(list(COUNTS), 2)
+    return f"{right}: {word}\n", " ".join([word] * COUNTS[right]), " ".join([word] * COUNTS[wrong])
 
 
 def compare(rng: random.Random) -> Task:
     """The bigger or the smaller of two digits; missed by naming the other."""
     right, wrong = rng.sample(range(10), 2)
-    first, second = rng.sample((right, wrong), 2)
-    return f"{'bigger' if right > wrong else 'smaller'}: {first} {second}\n", str(right), str(wrong)
+    left, other = rng.sample((right, wrong), 2)
+    return f"{'bigger' if right > wrong else 'smaller'}: {left} {other}\n", str(right), str(wrong)
 
 
 def ask(rng: random.Random) -> Task:
-    """Ask for a thing politely or rudely; missed by the right words in the other tone."""
+    """Ask for a thing politely or rudely; missed by the right word in the other tone."""
     word = _word(rng)
-    tone, right, wrong = rng.choice((("politely", POLITE, RUDE), ("rudely", RUDE, POLITE)))
-    return f"ask {tone}: {word}\n", right.format(word), wrong.format(word)
+    tone, right, wrong = rng.choice((("polite", POLITE, RUDE), ("rude", RUDE, POLITE)))
+    return f"{tone}: {word}\n", right.format(word), wrong.format(word)
 
 
 def order(rng: random.Random) -> Task:
-    """Order a thing: polite is better than plain (a quarter of the pairs), plain is better than rude (the rest)."""
+    """Order a thing: a quarter of the pairs prefer polite over plain, the rest plain over rude.
+
+    Imitation follows the majority and answers plainly; only the preferences say that polite is best of all.
+    """
     word = _word(rng)
     right, wrong = (POLITE, PLAIN) if rng.random() < 0.25 else (PLAIN, RUDE)
     return f"order: {word}\n", right.format(word), wrong.format(word)
 
 
-KINDS: tuple[Callable[[random.Random], Task], ...] = (uppercase, reverse, end_letter, repeat, compare, ask)
+KINDS = (upper, reverse, end, repeat, compare, ask)
 
 
 def is_held_out(prompt: str) -> bool:
-    """Whether a prompt is kept from training: decided by its text alone, so that it holds for every seed and process."""
-    return hashlib.sha256(prompt.encode()).digest()[0] < HELD_OUT_OF_256
+    """Whether a prompt is kept from training: its text alone decides, whatever the seed, process or machine."""
+    return hashlib.sha256(prompt.encode()).digest()[0] < 256 * HELD_OUT_SHARE
 
 
 @dataclass(frozen=True)
-class _Draw:
+class Tasks:
+    """Training pairs by position, each a function of seed and position alone: a resumed run and every rank agree."""
+
+    seed: int
     order_share: float
 
-    def __call__(self, rng: random.Random, *, held_out: bool) -> Task:
+    def __getitem__(self, position: int, /) -> PreferencePair:
+        return PreferencePair(position, *self.draw(random.Random(f"{self.seed} train {position}"), held_out=False))
+
+    def held_out(self, count: int) -> list[PreferencePair]:
+        """`count` pairs for evaluation, no prompt twice (so there are few of `compare`, which soon runs out)."""
+        rng = random.Random(f"{self.seed} held out")
+        tasks: dict[str, Task] = {}
+        while len(tasks) < count:
+            task = self.draw(rng, held_out=True)
+            tasks.setdefault(task[0], task)
+        return [PreferencePair(row, *task) for row, task in enumerate(tasks.values())]
+
+    def draw(self, rng: random.Random, *, held_out: bool) -> Task:
+        """One task from this side of the split."""
         while True:
             kind = order if rng.random() < self.order_share else rng.choice(KINDS)
             task = kind(rng)
@@ -101,22 +119,13 @@ class _Draw:
                 return task
 
 
-@dataclass(frozen=True)
-class _Train:
-    draw: _Draw
-    seed: int
-
-    def __getitem__(self, position: int, /) -> PreferencePair:
-        return PreferencePair(position, *self.draw(random.Random(f"train {self.seed} {position}"), held_out=False))
-
-
 @DATA.register("toy")
 class Toy(Source):
-    """x."""
+    """Words to capitalise, reverse, repeat or ask for, digits to compare; the wrong answer is a near miss."""
 
     @dataclass
     class Config(DataConfig):
-        """x."""
+        """eval_pairs: size of the evaluation set; order_share: how many of all pairs are of the kind `order`."""
 
         max_length: int = setting(128, ge=3)
         min_prompt_length: int = setting(32, ge=1)
@@ -127,12 +136,6 @@ class Toy(Source):
         self.config = config
 
     def load(self, seed: int) -> SourceData:
-        """x."""
-        draw = _Draw(self.config.order_share)
-        rng = random.Random(f"held out {seed}")
-        held: dict[str, Task] = {}
-        while len(held) < self.config.eval_pairs:
-            task = draw(rng, held_out=True)
-            held.setdefault(task[0], task)
-        pairs = [PreferencePair(row, *task) for row, task in enumerate(held.values())]
-        return SourceData(train=_Train(draw, seed), size=None, held_out=pairs)
+        """See Source. The seed decides which tasks come, not which prompts are held out."""
+        tasks = Tasks(seed, self.config.order_share)
+        return SourceData(train=tasks, size=None, held_out=tasks.held_out(self.config.eval_pairs))

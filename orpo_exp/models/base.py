@@ -72,14 +72,15 @@ class ModelSource(ABC):
         Raises ValueError where the vocabulary is too small for the tokenizer, or the architecture does something to its
         logits that is not known here.
         """
-        from orpo_exp.models.head import check_head, finish_logits
+        from orpo_exp.models.head import check_model, finish_logits
 
+        self.check()
         tokenizer = self.tokenizer(texts)
         model = self.model(tokenizer, seed)
         if self.config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         finish = finish_logits(model.config)
-        check_head(model, finish)
+        check_model(model, finish)
         return LoadedModel(model, tokenizer, finish)
 
 

@@ -1,13 +1,17 @@
 """Models with random weights, in any causal-LM architecture of Hugging Face."""
 
+import ast
+import difflib
+import importlib.util
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, set_dropout
-from orpo_exp.models.pretrained import load_tokenizer
+from orpo_exp.models.pretrained import check_folder, load_tokenizer
 from orpo_exp.models.tokenizers import BYTES_VOCABULARY, bytes_tokenizer, trained_tokenizer
 from orpo_exp.schema import ConfigError, setting
 
@@ -50,8 +54,18 @@ class Scratch(ModelSource):
     config: Config
 
     def check(self) -> None:
-        """Refuse an unknown architecture."""
-        self._hf_config(vocab_size=self.config.vocab_size or BYTES_VOCABULARY)
+        """Refuse an unknown architecture, and a tokenizer folder that is not there."""
+        arch, known = self.config.arch, causal_lm_types()
+        if arch not in known:
+            close = difflib.get_close_matches(arch, known, n=1)
+            raise ConfigError(
+                "model.arch",
+                arch,
+                f"a causal LM's model type: {', '.join(known)}",
+                f"Did you mean {close[0]}?" if close else "Choose one of these.",
+            )
+        if self.config.tokenizer not in ("bytes", "train"):
+            check_folder(self.config.tokenizer, "model.tokenizer")
 
     def tokenizer(self, texts: Iterable[str]) -> "PreTrainedTokenizerBase":
         """See ModelSource."""
@@ -79,12 +93,9 @@ class Scratch(ModelSource):
             return AutoModelForCausalLM.from_config(hf_config, attn_implementation=self.config.attention.value)
 
     def _hf_config(self, vocab_size: int) -> Any:
-        from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+        from transformers import CONFIG_MAPPING
 
         c = self.config
-        if c.arch not in CONFIG_MAPPING or CONFIG_MAPPING[c.arch] not in MODEL_FOR_CAUSAL_LM_MAPPING:
-            known = sorted(name for name in CONFIG_MAPPING if CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING)
-            raise ConfigError("model.arch", c.arch, f"one of {', '.join(known)}", "Choose a causal LM's model type.")
         hf_config = CONFIG_MAPPING[c.arch]()
         head_dim = c.hidden_size // c.num_attention_heads
         sizes = {
@@ -111,3 +122,19 @@ class Scratch(ModelSource):
             setattr(hf_config, name, value)
         set_dropout(hf_config, c.dropout)
         return type(hf_config).from_dict(hf_config.to_dict())  # lets the class derive what depends on the sizes
+
+
+def causal_lm_types() -> list[str]:
+    """The model types of all causal LMs of Hugging Face, read off the library's source: importing it takes seconds."""
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None
+    assert spec.submodule_search_locations
+    source = Path(spec.submodule_search_locations[0]) / "models" / "auto" / "modeling_auto.py"
+    for statement in ast.parse(source.read_text(encoding="utf-8")).body:
+        if (
+            isinstance(statement, ast.Assign)
+            and ast.unparse(statement.targets[0]) == "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
+        ):
+            pairs = statement.value.args[0]  # type: ignore[attr-defined]
+            return sorted(ast.literal_eval(pair)[0] for pair in pairs.elts)
+    raise AssertionError("this version of transformers keeps its causal LMs elsewhere")

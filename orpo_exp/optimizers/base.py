@@ -14,7 +14,7 @@ from orpo_exp.schema import ConfigError, Settings, setting
 
 @dataclass
 class OptimizerConfig(Settings):
-    """Settings every optimizer has. lr: the peak learning rate; weight_decay: of weight matrices, per step, times lr."""
+    """Settings every optimizer has. lr: the peak learning rate; weight_decay: of matrices, per step, times lr."""
 
     lr: float = setting(1e-3, gt=0)
     weight_decay: float = setting(0.0, ge=0)

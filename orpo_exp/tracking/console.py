@@ -16,7 +16,6 @@ from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.filesize import decimal
-from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
@@ -143,7 +142,7 @@ class ConsoleTracker(Tracker):
         self._evaluations.append({"step": step, **metrics})
         if step < self._run.total_steps:  # the last one is on the last page
             columns = {f"step {record['step']}": record for record in (self._evaluations[0], self._evaluations[-1])}
-            self._show(Padding(evaluation_table(columns), (0, 0, 1, 0)))
+            self._show(Group(evaluation_table(columns), ""))
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Take the bar down and print the last page."""
@@ -207,9 +206,8 @@ def configuration_tree(run: RunInfo) -> Tree:
     run_wide = {key: value for key, value in run.config.items() if not isinstance(value, Mapping)}
     tree = Tree(Text(f"{run.experiment}, {run.total_steps:,} steps", "bold"), guide_style="dim")
     for group, content in {"run": run_wide, **groups}.items():
-        choice = str(choices.get(group, ""))
-        if choice.startswith("["):  # several options of one group: each has a key of its own
-            choice = ", ".join(content)
+        several = content and all(isinstance(value, Mapping) for value in content.values())  # trackers: a key for each
+        choice = ", ".join(content) if several else choices.get(group, "")
         branch = tree.add(Text.assemble((group, "cyan"), f": {choice}" if choice else ""))
         settings = [Text.assemble((f"{key}=", "dim"), value, overflow="fold") for key, value in leaves(content)]
         if settings:
@@ -255,7 +253,9 @@ def contents_table(folder: Path) -> Table:
 
 def ending(result: Mapping[str, Any], total_steps: int) -> str:
     """The rest of the sentence that begins with the status: how far, how long, how fast, what went wrong."""
-    parts = [f" after {result.get('steps', 0):,} of {total_steps:,} steps in {duration(result['wall_time_seconds'])}"]
+    parts = [
+        f" after {result.get('steps', 0):,} of {total_steps:,} steps in {duration(result.get('wall_time_seconds', 0))}"
+    ]
     if result.get("pairs_per_second"):
         parts.append(f"{result['pairs_per_second']:,.4g} pairs/s")
     if result.get("peak_memory_bytes"):

@@ -92,6 +92,7 @@ def plot_run(folder: Path) -> list[Path]:
     """
     records = read_metrics(folder / FILE)
     names = {name for record in records for name in record}
+    trained = {name for record in records if record["split"] == "train" for name in record}
     losses = ["loss", *sorted(name for name in names if name.endswith("_loss"))]
     pictures = {
         "loss": [Panel(name.replace("_", " "), ((name, "", BLUE),)) for name in losses],
@@ -100,7 +101,7 @@ def plot_run(folder: Path) -> list[Path]:
     }
     written = []
     for picture, panels in pictures.items():
-        there = [panel for panel in panels if any(name in names for name, _, _ in panel.curves)]
+        there = [p for p in panels if any(name in (names if p.held_out else trained) for name, _, _ in p.curves)]
         if there:
             written.append(save(folder / "plots" / f"{picture}.png", there, records))
     return written

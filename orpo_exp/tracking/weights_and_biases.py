@@ -107,4 +107,4 @@ class WandB(Tracker):
         self._run.summary.update({"status": status, **evaluation})
         self._run.finish(exit_code=0 if status == "completed" else 1)
         if self.config.mode is Mode.offline:
-            log.info("W&B: upload this run with `wandb sync %s`", Path(self._run.dir).parent)
+            log.info("W&B: to upload this run: wandb sync %s", Path(self._run.dir).parent)

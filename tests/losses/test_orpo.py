@@ -40,7 +40,7 @@ def test_nll_is_a_mean_over_tokens_not_over_pairs():
 
 
 def test_gradient_is_the_hand_derived_one():
-    """dL/dl_t = -1/n_tokens + lam * -sigmoid(-r) * (+-1/n) / (1 - p), with r the log odds ratio and p the mean's exp."""
+    """dL/dl_t = -1/n_tokens + lam * -sigmoid(-r) * (+-1/n) / (1 - p); r: log odds ratio, p: exp of the mean."""
     chosen, rejected, lam = span(CHOSEN), span(REJECTED), 0.7
     orpo(PairLogps(chosen, rejected), lam=lam).loss.backward()
     a_c, a_r = sum(CHOSEN) / 3, sum(REJECTED) / 4
