@@ -61,8 +61,8 @@ class RunConfig(Settings):
 def typed(node: DictConfig, choices: dict[str, str]) -> RunConfig:
     """A composed configuration as typed objects, every part and every combination checked.
 
-    Raises ConfigError for keys that no schema knows (Hydra's `+key=value` puts them there), keys that were deleted,
-    values that were never given, and values out of range.
+    Raises ConfigError for keys that no schema knows (Hydra's `+key=value` puts them there), values that were never
+    given or were deleted, and values out of range.
     """
     if node.choices:
         raise ConfigError("choices", dict(node.choices), "nothing: it is filled in", "Choose with `loss=...`, say.")
@@ -98,8 +98,6 @@ def _check_keys(node: DictConfig, path: str) -> None:
             raise ConfigError(key, value, f"the keys of {path or 'the run'}: {', '.join(sorted(known))}", "Remove it.")
         if OmegaConf.is_missing(node, name):
             raise ConfigError(key, "nothing", "a value: there is no default", f"Add {key}=... to the command.")
-        if name not in node:
-            raise ConfigError(key, "nothing: it was deleted", "a value", f"Remove ~{key} from the command.")
         value = node[name]
         if isinstance(value, DictConfig):
             _check_keys(value, key)

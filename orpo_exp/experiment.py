@@ -38,6 +38,7 @@ def run_rank(place: Place, order: RunOrder) -> int:
     main = place.rank == 0
     setup_logging(None, main=main, rank=place.rank)
     trackers = Trackers([])
+    plugin: Plugin | None = None
     folder: RunFolder | None = None
     status, error, code = "failed", None, FAILED
     try:
@@ -49,7 +50,6 @@ def run_rank(place: Place, order: RunOrder) -> int:
         plugin.barrier()
         setup_logging(order.folder, main=main, rank=place.rank)
         interrupted = run(plugin, order, folder, trackers)
-        plugin.close()
         status, code = ("interrupted", INTERRUPTED) if interrupted else ("completed", COMPLETED)
     except KeyboardInterrupt:
         status, error, code = "interrupted", "stopped by the user", INTERRUPTED
@@ -63,6 +63,9 @@ def run_rank(place: Place, order: RunOrder) -> int:
     except Exception as failure:
         error = "".join(traceback.format_exception(failure))
         log.exception("the run failed")
+    finally:
+        if plugin:
+            plugin.close()
     if folder:
         folder.end(status, error)
         trackers.finish(folder.result)

@@ -42,8 +42,8 @@ def reverse(rng: random.Random) -> Task:
     """A word backwards; missed by two letters of one class that have changed places."""
     word = _word(rng)
     place = rng.randrange(len(word) - 2)
-    a, b, c = word[place : place + 3]
-    return f"reverse: {word}\n", word[::-1], word.replace(a + b + c, c + b + a)[::-1]
+    three = word[place : place + 3]
+    return f"reverse: {word}\n", word[::-1], word.replace(three, three[::-1])[::-1]
 
 
 def end(rng: random.Random) -> Task:

@@ -57,8 +57,11 @@ class Trackers:
         self.trackers = list(trackers)
 
     def start(self, run: RunInfo) -> None:
-        """See Tracker."""
-        self._each(lambda tracker: tracker.start(run))
+        """See Tracker. One whose start fails or is cut short is never called again."""
+        waiting, self.trackers = self.trackers, []
+        for tracker in waiting:
+            if self._works(tracker, lambda tracker: tracker.start(run)):
+                self.trackers.append(tracker)
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """See Tracker."""
@@ -69,14 +72,17 @@ class Trackers:
         self._each(lambda tracker: tracker.finish(result))
 
     def _each(self, call: Callable[[Tracker], None]) -> None:
-        for tracker in list(self.trackers):
-            try:
-                call(tracker)
-            except Exception as error:  # whatever a tracker raises, the training goes on
-                self.trackers.remove(tracker)
-                name = type(tracker).__name__
-                log.warning("%s failed and is switched off for this run: %s: %s", name, type(error).__name__, error)
-                log.debug("the failure of %s", name, exc_info=True)
+        self.trackers = [tracker for tracker in self.trackers if self._works(tracker, call)]
+
+    def _works(self, tracker: Tracker, call: Callable[[Tracker], None]) -> bool:
+        try:
+            call(tracker)
+        except Exception as error:  # whatever a tracker raises, the training goes on
+            name = type(tracker).__name__
+            log.warning("%s failed and is switched off for this run: %s: %s", name, type(error).__name__, error)
+            log.debug("the failure of %s", name, exc_info=True)
+            return False
+        return True
 
 
 TRACKERS: Registry[Tracker] = Registry("tracker")

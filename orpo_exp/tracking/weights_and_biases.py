@@ -102,9 +102,13 @@ class WandB(Tracker):
         """Write the summary and end the W&B run: as finished where the run completed, else as failed."""
         if self._run is None:
             return
+        import wandb
+
         status = result.get("status")
         evaluation = {f"eval/{name}": value for name, value in (result.get("eval") or {}).items()}
         self._run.summary.update({"status": status, **evaluation})
         self._run.finish(exit_code=0 if status == "completed" else 1)
+        if wandb.run is None:  # unless someone has a run of their own in this process
+            wandb.teardown()  # waits until the last number is on disk, which finish() does not
         if self.config.mode is Mode.offline:
             log.info("W&B: to upload this run: wandb sync %s", Path(self._run.dir).parent)

@@ -103,8 +103,8 @@ class Loop:
             self.trackers.log(self.step, "eval", self.eval_metrics)
 
     def weight_metric(self, weight: float) -> dict[str, float]:
-        """The driven weight under its field's name, where the loss has one."""
-        return {self.loss.weight_field: weight} if self.loss.weight_field else {}
+        """The weight that the schedule drives, where the loss has one; `lam` whatever its field is called."""
+        return {"lam": weight} if self.loss.weight_field else {}
 
     def refuse_non_finite(
         self, metrics: Mapping[str, float], outputs: Sequence[LossOutput], micro_batches: Sequence[Batch]

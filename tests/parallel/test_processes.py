@@ -1,0 +1,128 @@
+"""Several processes: the same curve, one folder, and an orderly end. `uv run pytest -m parallel`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from orpo_exp.tracking.jsonl import read_metrics
+
+pytestmark = pytest.mark.parallel
+
+OWN = [
+    "+experiment=orpo", "model=tiny", "data=json", "data.path=pairs.jsonl", "data.eval_size=2", "train.epochs=7",
+    "train.max_steps=20", "train.global_batch_size=8", "train.max_grad_norm=null", "train.samples=1",
+    "train.sample_tokens=4", "tracker=[console]",
+]  # fmt: skip
+TERMS = ("loss", "nll_loss", "odds_ratio_loss")
+
+
+def start(tmp_path: Path, *arguments: str, launcher: tuple[str, ...] = (), **options) -> subprocess.Popen[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", *launcher, "orpo_exp", *arguments],
+        cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 180) -> str:
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    assert process.returncode == code, output
+    return output
+
+
+def rows(folder: Path) -> list[dict]:
+    return read_metrics(folder / "metrics.jsonl")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_same_curve_on_1_2_and_4_processes(tmp_path, pairs_file, optimizer):
+    """22 training pairs in batches of 8: the short batch of 6 leaves replicas with unequal shares."""
+    for count, micro in ((1, 8), (2, 3), (4, 1)):
+        arguments = [f"processes={count}", f"train.micro_batch_size={micro}", f"optimizer={optimizer}"]
+        finish(start(tmp_path, *OWN, *arguments, f"hydra.run.dir={tmp_path}/{count}"))
+    one = rows(tmp_path / "1")
+    assert [row["step"] for row in one] == [0, *range(1, 21), 20]
+    for count in (2, 4):
+        other = rows(tmp_path / str(count))
+        for ours, theirs in zip(one, other, strict=True):
+            names = [*TERMS, "grad_norm"] if ours["split"] == "train" else TERMS
+            a, b = (torch.tensor([row[name] for name in names], dtype=torch.float64) for row in (ours, theirs))
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=0)
+    assert {f.name for f in (tmp_path / "4").glob("rank-*.log")} == {"rank-1.log", "rank-2.log", "rank-3.log"}
+
+
+def test_fewer_pairs_than_ranks(tmp_path, pairs_file):
+    """Batches of 2 on 4 ranks: two of them have nothing to do, and the curve is the same."""
+    arguments = [*OWN, "train.global_batch_size=2", "train.max_steps=3"]
+    finish(start(tmp_path, *arguments, f"hydra.run.dir={tmp_path}/1"))
+    finish(start(tmp_path, *arguments, "processes=4", f"hydra.run.dir={tmp_path}/4"))
+    for ours, theirs in zip(rows(tmp_path / "1"), rows(tmp_path / "4"), strict=True):
+        for name in TERMS:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4)
+
+
+def test_torchrun_ranks_share_one_folder(tmp_path, pairs_file):
+    launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
+    finish(start(tmp_path, *OWN, "train.max_steps=2", launcher=launcher))
+    (folder,) = (tmp_path / "outputs" / "orpo").iterdir()
+    assert json.loads((folder / "result.json").read_text())["world_size"] == 2
+    assert (folder / "rank-1.log").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_ranks_cleanly(tmp_path, pairs_file, number):
+    folder = tmp_path / "run"
+    arguments = [*OWN, "processes=2", "train.max_steps=100000", "train.epochs=null", f"hydra.run.dir={folder}"]
+    process = start(tmp_path, *arguments, start_new_session=True)
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) > 3, process)
+    process.send_signal(number)
+    output = finish(process, code=130, timeout=60)
+    assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
+    assert "Traceback" not in output
+    wait_for(lambda: not alive(process.pid))
+
+
+def test_a_lost_rank_takes_the_others_with_it(tmp_path, pairs_file):
+    folder = tmp_path / "run"
+    arguments = [*OWN, "processes=2", "train.max_steps=100000", "train.epochs=null", f"hydra.run.dir={folder}"]
+    process = start(tmp_path, *arguments, start_new_session=True)
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) > 3, process)
+    main_rank = json.loads((folder / "result.json").read_text())["pid"]
+    other = next(pid for pid in children(process.pid) if pid != main_rank and b"spawn_main" in cmdline(pid))
+    os.kill(other, signal.SIGKILL)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode not in (0, 130), output
+    assert json.loads((folder / "result.json").read_text())["status"] == "failed"
+    wait_for(lambda: not alive(main_rank))
+
+
+def wait_for(condition, process: subprocess.Popen[str] | None = None, timeout: float = 120) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        if process is not None and process.poll() is not None:
+            pytest.fail(process.communicate()[0])
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.2)
+
+
+def children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def cmdline(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status")
+    return status.exists() and "State:\tZ" not in status.read_text()

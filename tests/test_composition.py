@@ -1,0 +1,93 @@
+"""Every preset with every option of every group composes, and the files in conf/ keep their promises."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hydra.core.config_store import ConfigStore
+
+from orpo_exp.cli import check, compose
+from orpo_exp.schema import ConfigError
+
+ROOT = Path(__file__).parents[1]
+CONF = ROOT / "conf"
+PRESETS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
+OPTIONS = sorted(
+    (file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name not in ("experiment", "hydra")
+)
+MISSING = {"json": "data.path=x.json", "hub": "data.path=x/y", "hf": "model.path=x/y"}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_compose_with_every_option(preset):
+    for group, option in OPTIONS:
+        overrides = [f"+experiment={preset}", f"{group}={option}", "train.max_steps=1"]
+        chosen = {"data": "", "model": ""} | dict(compose(overrides, None).hydra.runtime.choices)
+        overrides += [MISSING[str(chosen[g])] for g in ("data", "model") if chosen[g] in MISSING]
+        order = check(compose(overrides, None), overrides)
+        assert order.config.choices.get(group, option) == option, (preset, group, option)
+        assert order.experiment == preset
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_key_of_an_option_is_explained_and_every_field_has_its_key(group, option):
+    text = (CONF / group / f"{option}.yaml").read_text()
+    assert re.match(r"(# @package .*\n)?# \S", text), "the file begins with what the option is"
+    lines = text.splitlines()
+    keys = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"(\w+):", line)) and m[1] != "defaults"}
+    for key, i in keys.items():
+        assert "#" in lines[i] or lines[i - 1].startswith("#"), f"{key} has no comment"
+    if f"{option}.yaml" in ConfigStore.instance().repo["schema"].get(group, {}):
+        schema = ConfigStore.instance().repo["schema"][group][f"{option}.yaml"].node
+        assert set(keys) == set(schema), f"{group}/{option}.yaml and its schema have different keys"
+
+
+def test_run_wide_keys_are_explained():
+    from orpo_exp.config import RunConfig, TrainConfig
+
+    text = (CONF / "config.yaml").read_text()
+    own = [f.name for f in fields(RunConfig) if f.name in ("seed", "processes")]
+    for key in [*own, *(f.name for f in fields(TrainConfig))]:
+        assert re.search(rf"^ *{key}: .* # \S", text, re.MULTILINE), key
+
+
+def test_choices_are_recorded():
+    order = check(compose(["+experiment=quickstart", "optimizer=sgd"], None), [])
+    assert order.config.choices["optimizer"] == "sgd"
+    assert order.config.choices["loss"] == "orpo"
+
+
+def test_presets_set_run_wide_keys_only():
+    """A component's value in a preset would make `+experiment=P component=other` fail."""
+    for preset in PRESETS:
+        text = (CONF / "experiment" / f"{preset}.yaml").read_text()
+        top = set(re.findall(r"^(\w+):", text, re.MULTILINE))
+        assert top <= {"defaults", "train", "seed", "processes", "hydra"}, preset
+
+
+def test_no_component_is_known_by_name_outside_its_file():
+    """No `== "orpo"` and the like anywhere: what must be known of a component, it declares."""
+    names = {option for group, option in OPTIONS} - {"train", "model", "data", "console", "constant", "linear"}
+    for file in (ROOT / "orpo_exp").rglob("*.py"):
+        for name in names:
+            found = re.search(rf"""(==|!=|\bin \() *["']{name}["']""", file.read_text())
+            assert not found, f"{file}: {found}"
+
+
+def test_files_can_be_read_in_one_go():
+    for file in [*(ROOT / "orpo_exp").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        assert len(file.read_text().splitlines()) <= 300, file
+
+
+def test_plus_key_in_a_file_is_refused_too(tmp_path):
+    folder = tmp_path / "experiment"
+    folder.mkdir()
+    (folder / "mine.yaml").write_text("# @package _global_\nloss:\n  bta: 1\n")
+    with pytest.raises(Exception, match="bta"):
+        check(compose(["+experiment=mine"], str(tmp_path)), [])
+
+
+def test_a_config_error_says_it_all():
+    error = ConfigError("lam", -1, "at least 0", "Raise it.").under("loss")
+    assert str(error) == "loss.lam: given -1; allowed: at least 0. Raise it."

@@ -1,0 +1,48 @@
+from itertools import chain, pairwise
+
+import pytest
+from support import random_pairs
+
+from orpo_exp.data.order import Order
+from orpo_exp.training.sharing import share
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 64])
+@pytest.mark.parametrize("micro_batch_size", [1, 3, 64])
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_every_pair_once_in_equally_many_micro_batches(count, micro_batch_size, replicas):
+    pairs = random_pairs(count, 50)
+    shares = [share(pairs, micro_batch_size, replicas, replica) for replica in range(replicas)]
+    assert len({len(of_replica) for of_replica in shares}) == 1
+    assert len(shares[0]) >= 1
+    assert all(len(batch) <= micro_batch_size for of_replica in shares for batch in of_replica)
+    rows = sorted(pair.row for of_replica in shares for batch in of_replica for pair in batch)
+    assert rows == list(range(count))
+
+
+def test_pairs_of_like_length_share_a_micro_batch():
+    shares = share(random_pairs(64, 50), 8, 1, 0)
+    ends = [(max(p.length for p in batch), min(p.length for p in batch)) for batch in shares]
+    assert all(shortest >= longest for (_, shortest), (longest, _) in pairwise(ends))
+
+
+def test_an_epoch_sees_every_pair_once_and_its_last_batch_is_short():
+    order = Order(size=22, global_batch_size=8, seed=0)
+    assert order.steps_per_epoch == 3
+    epochs = [[order.positions(3 * epoch + step) for step in (1, 2, 3)] for epoch in range(2)]
+    for epoch in epochs:
+        assert [len(batch) for batch in epoch] == [8, 8, 6]
+        assert sorted(chain(*epoch)) == list(range(22))
+    assert epochs[0] != epochs[1]
+
+
+def test_the_order_follows_from_seed_and_step_alone():
+    there, back = Order(22, 8, seed=3), Order(22, 8, seed=3)
+    assert [there.positions(step) for step in range(1, 9)] == [back.positions(step) for step in range(8, 0, -1)][::-1]
+    assert Order(22, 8, seed=4).positions(1) != there.positions(1)
+
+
+def test_an_endless_source_is_read_straight_through():
+    order = Order(None, 8, seed=0)
+    assert order.steps_per_epoch is None
+    assert order.positions(3) == list(range(16, 24))
