@@ -38,6 +38,7 @@ class Scratch(ModelSource):
         num_key_value_heads: int | None = setting(None, ge=1)
         max_position_embeddings: int = setting(2048, ge=1)
         tie_word_embeddings: bool = True
+        initializer_range: float = setting(0.02, gt=0)
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -112,6 +113,7 @@ class Scratch(ModelSource):
             "num_key_value_heads": (c.num_key_value_heads, c.num_attention_heads),
             "head_dim": (None, head_dim),
             "query_pre_attn_scalar": (None, head_dim),  # Gemma's name for what attention scores are scaled by
+            "initializer_range": (None, c.initializer_range),
         }
         for name, (asked, default) in optional.items():
             if hasattr(hf_config, name):

@@ -16,7 +16,7 @@ from orpo_exp.schema import ConfigError, Settings, setting
 class OptimizerConfig(Settings):
     """Settings every optimizer has. lr: the peak learning rate; weight_decay: of matrices, per step, times lr."""
 
-    lr: float = setting(1e-3, gt=0)
+    lr: float = setting(5e-5, gt=0)
     weight_decay: float = setting(0.0, ge=0)
 
 
@@ -67,15 +67,18 @@ class Scheduler(ABC):
         self.warmup_steps = config.warmup_steps(total_steps)
 
     def factor(self, step: int) -> float:
-        """The factor at optimizer step `step`, counted from 1: it rises over the warmup and is 1 at its last step."""
-        if step < self.warmup_steps:
+        """The factor at optimizer step `step`, counted from 1.
+
+        It rises over the warmup to 1 and begins to fall after it; no step is spent at the end of the decay itself,
+        which for a decay to 0 would be a step of rate 0.
+        """
+        if step <= self.warmup_steps:
             return step / self.warmup_steps
-        after = max(self.total_steps - self.warmup_steps, 1)
-        return self.decay((step - self.warmup_steps) / after)
+        return self.decay((step - 1 - self.warmup_steps) / (self.total_steps - self.warmup_steps))
 
     @abstractmethod
     def decay(self, progress: float) -> float:
-        """The factor after the warmup; `progress` runs to 1 at the last step."""
+        """The factor after the warmup; `progress` runs from 0 and would reach 1 one step behind the last."""
 
 
 OPTIMIZERS: Registry[OptimizerFactory] = Registry("optimizer")

@@ -9,7 +9,7 @@ from orpo_exp.schema import setting
 
 @dataclass
 class DecayConfig(SchedulerConfig):
-    """final: the factor on the peak rate at the last step."""
+    """final: the factor on the peak rate that the decay leads to."""
 
     final: float = setting(0.0, ge=0, le=1)
 

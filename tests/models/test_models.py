@@ -1,0 +1,126 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from orpo_exp.models.base import set_dropout
+from orpo_exp.models.head import check_model, finish_logits
+from orpo_exp.models.pretrained import Pretrained
+from orpo_exp.models.scratch import Scratch, causal_lm_types
+from orpo_exp.models.tokenizers import bytes_tokenizer, trained_tokenizer
+from orpo_exp.schema import ConfigError
+
+TINY = {"tokenizer": "bytes", "vocab_size": None, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+def scratch(**settings):
+    return Scratch(Scratch.Config(**(TINY | settings)))
+
+
+@pytest.mark.parametrize(
+    "arch", ["llama", "qwen2", "mistral", "gemma2", "gpt2", "cohere", "granite", "gpt_neox", "phi"]
+)
+def test_architectures_build_and_their_heads_are_understood(arch):
+    """`load` compares with the model's own logits: Gemma's soft cap, Cohere's and Granite's scales are in it."""
+    loaded = scratch(arch=arch).load([], seed=0)
+    assert loaded.model.config.hidden_size == 32
+    assert loaded.model.config.vocab_size == 259
+    assert loaded.model.get_input_embeddings().weight.shape == (259, 32)
+
+
+def test_the_logits_differ_where_the_head_is_finished():
+    loaded = scratch(arch="gemma2").load([], seed=0)
+    assert finish_logits(loaded.model.config)(torch.tensor([1e6])).item() == pytest.approx(30.0)
+
+
+def test_an_unknown_finish_is_refused():
+    loaded = scratch(arch="granite").load([], seed=0)
+    loaded.model.config.logits_scaling = 4.0
+    with pytest.raises(ValueError, match="changes its logits"):
+        check_model(loaded.model, lambda logits: logits)
+
+
+def test_a_model_that_looks_ahead_is_refused():
+    with pytest.raises(ValueError, match="looks ahead"):
+        scratch(arch="bert").load([], seed=0)
+
+
+def test_sizes_under_hugging_faces_names():
+    sizes = {"num_key_value_heads": 2, "intermediate_size": 48, "tie_word_embeddings": False, "vocab_size": 300}
+    config = scratch(**sizes).load([], seed=0).model.config
+    assert {name: getattr(config, name) for name in sizes} == sizes
+
+
+def test_a_size_the_architecture_lacks_is_refused():
+    with pytest.raises(ConfigError, match="num_key_value_heads"):
+        scratch(arch="gpt2", num_key_value_heads=2).load([], seed=0)
+
+
+def test_the_weights_follow_the_seed_and_leave_the_random_state_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    one, same, other = (scratch().load([], seed=seed).model.lm_head.weight for seed in (0, 0, 1))
+    assert torch.equal(torch.rand(1), expected)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("arch", "names"), [("gpt2", ("resid_pdrop", "embd_pdrop", "attn_pdrop")), ("llama", ("attention_dropout",))]
+)
+def test_dropout_sets_every_field(arch, names):
+    for dropout in (0.0, 0.25):
+        config = scratch(arch=arch, dropout=dropout).load([], seed=0).model.config
+        assert {getattr(config, name) for name in names} == {dropout}
+
+
+def test_dropout_fields_that_are_no_numbers_stay():
+    config = SimpleNamespace(attention_dropout=0.1, hidden_dropout=0, classifier_dropout=None, use_dropout=True)
+    config.to_dict = lambda: {k: v for k, v in vars(config).items() if k != "to_dict"}
+    set_dropout(config, 0.5)
+    assert (config.attention_dropout, config.hidden_dropout) == (0.5, 0.5)
+    assert (config.classifier_dropout, config.use_dropout) == (None, True)
+
+
+def test_bytes_and_trained_tokenizers_lose_nothing():
+    text = "Grüße, 世界! \n\t  two  spaces"
+    for tokenizer in (bytes_tokenizer(), trained_tokenizer([text * 3, "more text"], 300)):
+        assert tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids) == text
+    assert len(bytes_tokenizer()) == 259
+    assert len(bytes_tokenizer()("ü").input_ids) == 2
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path):
+    trained_tokenizer(["some words to merge " * 50, "and others"], 280).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="vocab_size"):
+        scratch(tokenizer=str(tmp_path), vocab_size=260).load([], seed=0)
+
+
+def test_a_saved_model_comes_back_and_pickled_weights_are_refused(tmp_path):
+    made = scratch().load([], seed=3)
+    made.model.save_pretrained(tmp_path / "good")
+    made.tokenizer.save_pretrained(tmp_path / "good")
+    back = Pretrained(Pretrained.Config(path=str(tmp_path / "good"))).load([], seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(made.model.parameters(), back.model.parameters(), strict=True))
+    assert back.tokenizer("hi").input_ids == made.tokenizer("hi").input_ids
+
+    made.model.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    with pytest.raises(ConfigError, match="safetensors"):
+        Pretrained(Pretrained.Config(path=str(tmp_path / "pickled"))).check()
+
+
+def test_a_tokenizer_without_eos_is_refused(tmp_path):
+    made = scratch().load([], seed=3)
+    made.model.save_pretrained(tmp_path)
+    made.tokenizer.eos_token = None
+    made.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="EOS"):
+        Pretrained(Pretrained.Config(path=str(tmp_path))).load([], seed=0)
+
+
+def test_the_list_of_architectures_is_the_librarys_own():
+    from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING
+
+    known = {name for name in CONFIG_MAPPING if CONFIG_MAPPING[name] in MODEL_FOR_CAUSAL_LM_MAPPING}
+    assert known == set(causal_lm_types())

@@ -1,0 +1,47 @@
+import math
+
+import pytest
+from torch import nn
+
+from orpo_exp.optimizers.adamw import AdamW
+from orpo_exp.optimizers.schedules import Constant, Cosine, Linear
+from orpo_exp.optimizers.sgd import SGD
+from orpo_exp.schema import ConfigError
+
+
+@pytest.mark.parametrize("factory", [AdamW(AdamW.Config(weight_decay=0.1)), SGD(SGD.Config(weight_decay=0.1))])
+def test_norms_and_biases_are_not_decayed(factory):
+    model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Embedding(5, 4))
+    model[2].weight.requires_grad_(False)
+    decayed, free = factory.make(model.parameters()).param_groups
+    assert (decayed["weight_decay"], free["weight_decay"]) == (0.1, 0.0)
+    assert [p.shape for p in decayed["params"]] == [(4, 3)]
+    assert [p.shape for p in free["params"]] == [(4,), (4,), (4,)]
+
+
+def test_warmup_rises_to_the_peak_in_steps_or_as_a_share():
+    by_steps, by_share = Constant(Constant.Config(warmup=4), 40), Constant(Constant.Config(warmup=0.1), 40)
+    expected = [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert [by_steps.factor(step) for step in range(1, 6)] == expected
+    assert [by_share.factor(step) for step in range(1, 6)] == expected
+
+
+def test_decays_end_at_their_final_share():
+    for schedule in (Linear(Linear.Config(final=0.2), 10), Cosine(Cosine.Config(final=0.2), 10)):
+        factors = [schedule.factor(step) for step in range(1, 12)]
+        assert factors == sorted(factors, reverse=True)
+        assert factors[0] == 1
+        assert factors[-1] == pytest.approx(0.2)
+    assert Linear(Linear.Config(), 10).factor(6) == pytest.approx(0.5)
+    assert Cosine(Cosine.Config(warmup=2), 12).factor(8) == pytest.approx(0.5)
+    assert Cosine(Cosine.Config(), 8).factor(3) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.5, 1.0, 7.0])
+def test_a_run_of_one_step_has_a_rate(warmup):
+    assert Cosine(Cosine.Config(warmup=warmup), 1).factor(1) > 0
+
+
+def test_a_broken_number_of_warmup_steps_is_refused():
+    with pytest.raises(ConfigError, match="warmup"):
+        Constant.Config(warmup=3.5)
