@@ -10,7 +10,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from orpo_exp.data import DATA, DataConfig
 from orpo_exp.layouts import LAYOUTS, LayoutConfig
 from orpo_exp.losses import LAM_SCHEDULES, LOSSES, LamScheduleConfig, LossConfig, Scope
-from orpo_exp.models import ModelConfig
+from orpo_exp.models import MODELS, ModelConfig
 from orpo_exp.optimizers import OptimizerConfig, SchedulerConfig
 from orpo_exp.plugins import PLUGINS, PluginConfig
 from orpo_exp.schema import ConfigError, Settings, numeric_content, setting
@@ -76,6 +76,8 @@ def typed(node: DictConfig, choices: dict[str, str]) -> RunConfig:
             value = node[key]
             parts[key] = _object(value, key) if isinstance(value, DictConfig) else value
     config = RunConfig(**parts)
+    if config.optimizer.lr is None:
+        config.optimizer.lr = MODELS.of(config.model).suited_lr
     check(config)
     return config
 

@@ -82,8 +82,9 @@ def run(plugin: Plugin, order: RunOrder, folder: RunFolder | None, trackers: Tra
     steps = Order(pairs.size, train.global_batch_size, config.seed)
     max_steps = total_steps(steps.steps_per_epoch, train.max_steps, train.epochs)
     loss = LOSSES.build(config.loss)
-    optimizer = OPTIMIZERS.build(config.optimizer).make(loaded.model.parameters())
-    plugin.prepare(loaded.model, loaded.finish_logits, optimizer, train.max_grad_norm)
+    optimizer = OPTIMIZERS.build(config.optimizer)
+    parameters = loaded.model.parameters()
+    plugin.prepare(loaded.model, loaded.finish_logits, optimizer.make(parameters), train.max_grad_norm)
 
     if folder:
         trackers.trackers += [Jsonl(), *(TRACKERS.build(tracker) for tracker in config.tracker.values())]
@@ -99,7 +100,7 @@ def run(plugin: Plugin, order: RunOrder, folder: RunFolder | None, trackers: Tra
         data=pairs,
         order=steps,
         trackers=trackers,
-        lr=config.optimizer.lr,
+        lr=optimizer.lr,
         max_steps=max_steps,
         micro_batch_size=train.micro_batch_size,
         eval_every=train.eval_every,
@@ -133,12 +134,12 @@ def agreed(plugin: Plugin, folder: Path) -> Path:
 
 
 def total_steps(steps_per_epoch: int | None, max_steps: int | None, epochs: float | None) -> int:
-    """Optimizer steps of a run: max_steps or epochs, whichever ends first."""
-    limits = [] if max_steps is None else [max_steps]
-    if epochs is not None and steps_per_epoch is not None:
-        limits.append(max(1, round(epochs * steps_per_epoch)))
-    assert limits  # refused by the configuration
-    return min(limits)
+    """Optimizer steps of a run: max_steps where it is given, else as many as the epochs hold."""
+    if max_steps is not None:
+        return max_steps
+    assert epochs is not None  # else refused by the configuration
+    assert steps_per_epoch is not None
+    return max(1, round(epochs * steps_per_epoch))
 
 
 def answers(plugin: Plugin, loaded: LoadedModel, pairs: TokenizedData, count: int, max_new_tokens: int) -> list[str]:

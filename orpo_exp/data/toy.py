@@ -12,7 +12,7 @@ from orpo_exp.data.base import DATA, DataConfig, Source, SourceData
 from orpo_exp.schema import setting
 from orpo_exp.types import PreferencePair
 
-VOWELS, CONSONANTS = "aeiou", "bdfgklmnprstvz"
+VOWELS, CONSONANTS = "aeiou", "bdfklmnprst"
 POLITE, PLAIN, RUDE = "{}, please", "{}, for me", "{}, hurry!"  # of one length, for answers are compared by token means
 COUNTS = {"once": 1, "twice": 2, "thrice": 3}
 HELD_OUT_SHARE = 1 / 8
@@ -21,8 +21,8 @@ Task = tuple[str, str, str]  # prompt, right answer, near miss
 
 
 def _word(rng: random.Random) -> str:
-    """A pronounceable word of 3-6 letters: vowels and consonants in turn, no letter twice."""
-    length = rng.randint(3, 6)
+    """A pronounceable word of 3-5 letters: vowels and consonants in turn, no letter twice."""
+    length = rng.randint(3, 5)
     odd, even = rng.sample((VOWELS, CONSONANTS), 2)
     letters = [""] * length
     letters[::2] = rng.sample(odd, (length + 1) // 2)
@@ -129,7 +129,7 @@ class Toy(Source):
 
         max_length: int = setting(128, ge=3)
         min_prompt_length: int = setting(32, ge=1)
-        eval_pairs: int = setting(512, ge=1, le=10_000)
+        eval_pairs: int = setting(512, ge=1, le=2_000)
         order_share: float = setting(0.0, ge=0, le=1)
 
     def __init__(self, config: Config) -> None:

@@ -47,9 +47,13 @@ class LoadedModel:
 
 
 class ModelSource(ABC):
-    """Loads or makes the policy and its tokenizer."""
+    """Loads or makes the policy and its tokenizer.
+
+    suited_lr: a peak learning rate of Adam that suits weights of this origin, used where none is given.
+    """
 
     Config: ClassVar[type[ModelConfig]]
+    suited_lr: ClassVar[float]
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config

@@ -27,6 +27,8 @@ class DType(Enum):
 class Pretrained(ModelSource):
     """Pretrained weights, from safetensors only; code that lies with the weights is run only where it is asked for."""
 
+    suited_lr = 8e-6  # Hong et al. 2024, for models of 2.7B to 7B parameters
+
     @dataclass
     class Config(ModelConfig):
         """path: a local folder or a hub id; revision: the hub's branch, tag or commit; dtype: of the weights;

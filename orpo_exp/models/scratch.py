@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class Scratch(ModelSource):
     """Random weights, drawn on the CPU from the run's seed: the same on every rank and every machine."""
 
+    suited_lr = 3e-3
+
     @dataclass
     class Config(ModelConfig):
         """arch: a Hugging Face model type; tokenizer: bytes, train, or a folder or hub id; sizes under Hugging Face's
@@ -99,7 +101,7 @@ class Scratch(ModelSource):
         c = self.config
         hf_config = CONFIG_MAPPING[c.arch]()
         head_dim = c.hidden_size // c.num_attention_heads
-        sizes = {
+        sizes: dict[str, Any] = {
             "vocab_size": vocab_size,
             "hidden_size": c.hidden_size,
             "num_hidden_layers": c.num_hidden_layers,

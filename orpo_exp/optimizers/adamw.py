@@ -28,4 +28,4 @@ class AdamW(OptimizerFactory):
     def make(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """See OptimizerFactory."""
         c = self.config
-        return TorchAdamW(self.groups(parameters), lr=c.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
+        return TorchAdamW(self.groups(parameters), lr=self.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)

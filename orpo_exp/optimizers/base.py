@@ -14,9 +14,13 @@ from orpo_exp.schema import ConfigError, Settings, setting
 
 @dataclass
 class OptimizerConfig(Settings):
-    """Settings every optimizer has. lr: the peak learning rate; weight_decay: of matrices, per step, times lr."""
+    """Settings every optimizer has.
 
-    lr: float = setting(5e-5, gt=0)
+    lr: the peak learning rate; None until the configuration is checked, which then takes the model's `suited_lr`.
+    weight_decay: of weight matrices, per step, as a share of the learning rate.
+    """
+
+    lr: float | None = setting(None, gt=0)
     weight_decay: float = setting(0.0, ge=0)
 
 
@@ -27,6 +31,12 @@ class OptimizerFactory(ABC):
 
     def __init__(self, config: OptimizerConfig) -> None:
         self.config = config
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate."""
+        assert self.config.lr is not None  # filled in when the configuration is checked
+        return self.config.lr
 
     @abstractmethod
     def make(self, parameters: Iterable[nn.Parameter]) -> Optimizer:

@@ -25,4 +25,4 @@ class SGD(OptimizerFactory):
 
     def make(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """See OptimizerFactory."""
-        return TorchSGD(self.groups(parameters), lr=self.config.lr, momentum=self.config.momentum)
+        return TorchSGD(self.groups(parameters), lr=self.lr, momentum=self.config.momentum)

@@ -9,7 +9,9 @@ from orpo_exp.optimizers.sgd import SGD
 from orpo_exp.schema import ConfigError
 
 
-@pytest.mark.parametrize("factory", [AdamW(AdamW.Config(weight_decay=0.1)), SGD(SGD.Config(weight_decay=0.1))])
+@pytest.mark.parametrize(
+    "factory", [AdamW(AdamW.Config(lr=1e-3, weight_decay=0.1)), SGD(SGD.Config(lr=0.1, weight_decay=0.1))]
+)
 def test_norms_and_biases_are_not_decayed(factory):
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Embedding(5, 4))
     model[2].weight.requires_grad_(False)

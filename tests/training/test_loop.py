@@ -22,6 +22,7 @@ BASE = (
     "data.eval_size=2",
     "train.global_batch_size=8",
     "train.epochs=3",
+    "optimizer.lr=1e-3",
     "train.max_grad_norm=null",
     "train.samples=1",
     "train.sample_tokens=4",
