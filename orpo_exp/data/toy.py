@@ -123,6 +123,8 @@ class Tasks:
 class Toy(Source):
     """Words to capitalise, reverse, repeat or ask for, digits to compare; the wrong answer is a near miss."""
 
+    endless = True
+
     @dataclass
     class Config(DataConfig):
         """eval_pairs: size of the evaluation set; order_share: how many of all pairs are of the kind `order`."""
