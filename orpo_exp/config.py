@@ -118,7 +118,7 @@ def check(config: RunConfig) -> None:
     reason = PLUGINS.of(config.plugin).supports(config.plugin, LAYOUTS.of(config.layout))
     if reason is not None:
         raise ConfigError("plugin", config.choices.get("plugin"), "a plugin that can run this layout", reason)
-    loss = LOSSES.of(config.loss)
+    loss = LOSSES.build(config.loss)
     if loss.weight_field is None and LAM_SCHEDULES.of(config.lam_schedule).varies:
         raise ConfigError(
             "lam_schedule",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from orpo_exp.types import PairLogps, ScoreIndex, Span, TokenLogps
+from orpo_exp.types import PairLogps, ScoreIndex, TokenLogps
 
 # Numbers in the logits of one chunk: 2^24 float32 are 64 MiB.
 CHUNK_NUMBERS = 2**24
@@ -51,8 +51,9 @@ def pair_logps(hidden: Tensor, head: Head, index: ScoreIndex, chunk_numbers: int
     values = token_logps(hidden[index_row, position], head, index.target.to(hidden.device), chunk_numbers)
     spans = list(index.lengths)
     parts = values.split([int(index.lengths[span].sum()) for span in spans])
-    logps = {span: TokenLogps(part, index.lengths[span]) for span, part in zip(spans, parts, strict=True)}
-    return PairLogps(logps[Span.chosen], logps[Span.rejected], logps.get(Span.prompt))
+    return PairLogps.from_spans(
+        {span: TokenLogps(part, index.lengths[span]) for span, part in zip(spans, parts, strict=True)}
+    )
 
 
 def token_logps(hidden: Tensor, head: Head, target: Tensor, chunk_numbers: int = CHUNK_NUMBERS) -> Tensor:

@@ -1,6 +1,6 @@
 """What passes between the rooms."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypedDict
@@ -46,17 +46,21 @@ class TokenizedPair:
 
 
 class Span(Enum):
-    """The part of a pair that a scored token belongs to."""
+    """The part of a pair that a scored token belongs to; the names are the fields of PairLogps."""
 
     chosen = 0
     rejected = 1
     prompt = 2
+    mismatched_chosen = 3
+    mismatched_rejected = 4
 
 
 class Need(Enum):
     """What a loss may ask to be computed beyond the answers' log-probabilities."""
 
     prompt_logps = "log-probabilities of the prompt's own tokens"
+    log_squared = "log of the summed squared probabilities at every scored token (WPO)"
+    mismatched = "log-probabilities of another pair's answers to each prompt (KTO)"
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,15 @@ class TokenLogps:
 
     values: (tokens,) float32, with gradient where the pass had one.
     lengths: (pairs,) int64.
+    log_squared: (tokens,) float32 without gradient, log sum_v p(v)^2 over the vocabulary at each token; only where the
+        loss asked for it.
 
     Sums are taken in float64: the losses work in double precision, which costs nothing at one number per pair.
     """
 
     values: Tensor
     lengths: Tensor
+    log_squared: Tensor | None = None
 
     def sum(self) -> Tensor:
         """Log-probability of each whole answer, (pairs,) float64; 0 where a pair has no scored token."""
@@ -121,29 +128,44 @@ class TokenLogps:
     @staticmethod
     def concatenate(parts: Sequence["TokenLogps"]) -> "TokenLogps":
         """The pairs of several parts, one after another."""
-        return TokenLogps(torch.cat([p.values for p in parts]), torch.cat([p.lengths for p in parts]))
+        squared = [p.log_squared for p in parts if p.log_squared is not None]
+        return TokenLogps(
+            values=torch.cat([p.values for p in parts]),
+            lengths=torch.cat([p.lengths for p in parts]),
+            log_squared=torch.cat(squared) if squared else None,
+        )
 
 
 @dataclass(frozen=True)
 class PairLogps:
     """Log-probabilities of every scored token of each pair: the one door between computing and mathematics.
 
-    `prompt` is there where the loss asked for it.
+    chosen, rejected: the two answers.
+    prompt: the prompt's own tokens; mismatched_chosen, mismatched_rejected: the answers of the next pair of the global
+        batch to this pair's prompt. Each is there only where the loss asked for it.
     """
 
     chosen: TokenLogps
     rejected: TokenLogps
     prompt: TokenLogps | None = None
+    mismatched_chosen: TokenLogps | None = None
+    mismatched_rejected: TokenLogps | None = None
 
     @staticmethod
     def concatenate(parts: Sequence["PairLogps"]) -> "PairLogps":
         """The pairs of several micro-batches, one after another."""
-        prompts = [p.prompt for p in parts if p.prompt is not None]
-        return PairLogps(
-            chosen=TokenLogps.concatenate([p.chosen for p in parts]),
-            rejected=TokenLogps.concatenate([p.rejected for p in parts]),
-            prompt=TokenLogps.concatenate(prompts) if prompts else None,
-        )
+        spans = [part.by_span() for part in parts]
+        return PairLogps.from_spans({s: TokenLogps.concatenate([of[s] for of in spans]) for s in spans[0]})
+
+    @staticmethod
+    def from_spans(spans: Mapping[Span, TokenLogps]) -> "PairLogps":
+        """The reverse of `by_span`."""
+        return PairLogps(**{span.name: logps for span, logps in spans.items()})
+
+    def by_span(self) -> dict[Span, TokenLogps]:
+        """Every part that is there, by the span it belongs to."""
+        parts = {span: getattr(self, span.name) for span in Span}
+        return {span: logps for span, logps in parts.items() if logps is not None}
 
 
 @dataclass(frozen=True)

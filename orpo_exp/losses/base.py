@@ -31,17 +31,20 @@ class Loss(ABC):
 
     Class attributes tell the loop what it must know, and it never asks for the loss's name:
     needs_reference: the loss compares with a reference policy.
-    scope: see Scope.
     weight_field: the configuration field that a lambda schedule drives, or None.
     """
 
     Config: ClassVar[type[LossConfig]]
     needs_reference: ClassVar[bool] = False
-    scope: ClassVar[Scope] = Scope.pair
     weight_field: ClassVar[str | None] = None
 
     def __init__(self, config: LossConfig) -> None:
         self.config = config
+
+    @property
+    def scope(self) -> Scope:
+        """How far the loss looks."""
+        return Scope.pair
 
     @property
     def needs(self) -> frozenset[Need]:

@@ -36,7 +36,7 @@ def _batch_objective(
     pass back-propagate sum(dL/dlogp * logp), whose gradient is the loss's own."""
     own = plugin.score(micro_batches)
     whole, first = gather_logps(plugin, own)
-    spans = {span: logps for span, logps in by_span(whole).items() if logps is not None}
+    spans = whole.by_span()
     for logps in spans.values():
         logps.values.requires_grad_()
     output = loss(whole, None, weight, counts)
@@ -52,9 +52,8 @@ def _batch_objective(
             piece[span] = part
 
     def objective(number: int, logps: PairLogps) -> Tensor:
-        values = {span: part.values for span, part in by_span(logps).items() if part is not None}
-        terms = [(pieces[number][span].to(v.device) * v).sum(dtype=torch.float64) for span, v in values.items()]
-        return torch.stack(terms).sum()
+        parts = [(pieces[number][span], part.values) for span, part in logps.by_span().items()]
+        return torch.stack([(g.to(v.device) * v).sum(dtype=torch.float64) for g, v in parts]).sum()
 
     # every replica holds the whole batch's numbers: report them once
     if plugin.data_parallel_rank == 0:
@@ -64,23 +63,12 @@ def _batch_objective(
     return objective, [LossOutput(torch.zeros_like(output.loss), nothing, no_pair)]
 
 
-def by_span(logps: PairLogps) -> dict[Span, TokenLogps | None]:
-    """The parts of PairLogps by the span they belong to."""
-    return {Span.chosen: logps.chosen, Span.rejected: logps.rejected, Span.prompt: logps.prompt}
-
-
 def gather_logps(plugin: Plugin, own: PairLogps) -> tuple[PairLogps, int]:
     """The log-probabilities of all replicas, on the CPU in their order, and the place of this replica's first pair."""
-    gathered: dict[Span, TokenLogps | None] = {}
+    gathered: dict[Span, TokenLogps] = {}
     first = 0
-    for span, logps in by_span(own).items():
-        if logps is None:
-            gathered[span] = None
-            continue
+    for span, logps in own.by_span().items():
         lengths = plugin.gather(logps.lengths)
         gathered[span] = TokenLogps(torch.cat(plugin.gather(logps.values)), torch.cat(lengths))
         first = sum(len(part) for part in lengths[: plugin.data_parallel_rank])
-    chosen, rejected = gathered[Span.chosen], gathered[Span.rejected]
-    assert chosen is not None
-    assert rejected is not None
-    return PairLogps(chosen, rejected, gathered[Span.prompt]), first
+    return PairLogps.from_spans(gathered), first
