@@ -3,9 +3,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from support import uneven_rows
 
 from orpo_exp.cli import main
+
+torch.set_num_threads(1)  # the models are tiny
 
 
 @pytest.fixture(autouse=True)
