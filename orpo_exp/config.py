@@ -15,6 +15,8 @@ from orpo_exp.optimizers import OptimizerConfig, SchedulerConfig
 from orpo_exp.plugins import PLUGINS, PluginConfig
 from orpo_exp.schema import ConfigError, Settings, numeric_content, setting
 from orpo_exp.tracking import TrackerConfig
+from orpo_exp.training.reference import REFERENCES, ReferenceConfig
+from orpo_exp.types import Need
 
 
 @dataclass
@@ -40,6 +42,7 @@ class RunConfig(Settings):
     data: DataConfig = MISSING
     layout: LayoutConfig = MISSING
     loss: LossConfig = MISSING
+    reference: ReferenceConfig = MISSING
     lam_schedule: LamScheduleConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     scheduler: SchedulerConfig = MISSING
@@ -132,6 +135,13 @@ def check(config: RunConfig) -> None:
             config.model.dropout,
             "0, for this loss scores each batch twice and must see the same numbers",
             "Set model.dropout=0.",
+        )
+    if loss.needs_reference and Need.mismatched in loss.needs and REFERENCES.of(config.reference).per_pair:
+        raise ConfigError(
+            "reference",
+            config.choices.get("reference"),
+            "frozen or synced, for what this loss compares with depends on the batch",
+            "Choose reference=frozen.",
         )
     _check_processes(config.processes)
 

@@ -1,5 +1,6 @@
 """One run, as a straight list of steps."""
 
+import copy
 import dataclasses
 import logging
 import shlex
@@ -23,6 +24,7 @@ from orpo_exp.tracking import TRACKERS, RunInfo, Trackers
 from orpo_exp.tracking.console import setup_logging
 from orpo_exp.tracking.jsonl import Jsonl
 from orpo_exp.training import Loop, TrainingDiverged, write_samples
+from orpo_exp.training.reference import REFERENCES
 
 log = logging.getLogger(__name__)
 
@@ -84,22 +86,31 @@ def run(plugin: Plugin, order: RunOrder, folder: RunFolder | None, trackers: Tra
     loss = LOSSES.build(config.loss)
     optimizer = OPTIMIZERS.build(config.optimizer)
     parameters = loaded.model.parameters()
+    layout = LAYOUTS.build(config.layout)
+    reference = REFERENCES.build(config.reference, plugin, layout, loss.needs) if loss.needs_reference else None
+    beside = copy.deepcopy(loaded.model) if reference and reference.beside_policy else None
     plugin.prepare(loaded.model, loaded.finish_logits, optimizer.make(parameters), train.max_grad_norm)
+    if beside:
+        plugin.hold_reference(beside)
 
     if folder:
         trackers.trackers += [Jsonl(), *(TRACKERS.build(tracker) for tracker in config.tracker.values())]
         trackers.start(RunInfo(order.folder, order.experiment, resolved(config), max_steps))
     report(order, loaded, pairs, plugin.world_size)
 
+    if reference:
+        seen = max_steps * train.global_batch_size if pairs.size is None else pairs.size
+        reference.begin(pairs, seen, train.micro_batch_size)
     loop = Loop(
         plugin=plugin,
-        layout=LAYOUTS.build(config.layout),
+        layout=layout,
         loss=loss,
         lam_schedule=LAM_SCHEDULES.build(config.lam_schedule, loss.weight, max_steps),
         scheduler=SCHEDULERS.build(config.scheduler, max_steps),
         data=pairs,
         order=steps,
         trackers=trackers,
+        reference=reference,
         lr=optimizer.lr,
         max_steps=max_steps,
         micro_batch_size=train.micro_batch_size,

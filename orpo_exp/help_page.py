@@ -8,6 +8,7 @@ GROUPS = (
     "data",
     "layout",
     "loss",
+    "reference",
     "lam_schedule",
     "optimizer",
     "scheduler",

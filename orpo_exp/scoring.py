@@ -47,30 +47,39 @@ def pair_logps(hidden: Tensor, head: Head, index: ScoreIndex, chunk_numbers: int
     head: (n, hidden) -> (n, vocabulary) logits.
     index: which states to score, against which tokens.
     """
-    index_row, position = index.row.to(hidden.device), index.position.to(hidden.device)
-    values = token_logps(hidden[index_row, position], head, index.target.to(hidden.device), chunk_numbers)
+    states = hidden[index.row.to(hidden.device), index.position.to(hidden.device)]
+    scored = token_logps(states, head, index.target.to(hidden.device), chunk_numbers, index.log_squared)
     spans = list(index.lengths)
-    parts = values.split([int(index.lengths[span].sum()) for span in spans])
+    sizes = [int(index.lengths[span].sum()) for span in spans]
+    parts = zip(*(numbers.split(sizes) for numbers in scored), strict=True)
     return PairLogps.from_spans(
-        {span: TokenLogps(part, index.lengths[span]) for span, part in zip(spans, parts, strict=True)}
+        {span: TokenLogps(part[0], index.lengths[span], *part[1:]) for span, part in zip(spans, parts, strict=True)}
     )
 
 
-def token_logps(hidden: Tensor, head: Head, target: Tensor, chunk_numbers: int = CHUNK_NUMBERS) -> Tensor:
-    """log p(target) under softmax(head(hidden)), (n,) float32, for hidden (n, hidden) and target (n,) int64.
+def token_logps(
+    hidden: Tensor, head: Head, target: Tensor, chunk_numbers: int = CHUNK_NUMBERS, log_squared: bool = False
+) -> tuple[Tensor, ...]:
+    """log p(target) under softmax(head(hidden)); with `log_squared` also log sum_v p(v)^2, without gradient.
 
-    At most `chunk_numbers` logits exist at a time.
+    hidden (n, hidden) and target (n,) int64 give (n,) float32 tensors. At most `chunk_numbers` logits exist at a time.
     """
 
-    def chunk_logps(states: Tensor, tokens: Tensor) -> Tensor:
+    def chunk_logps(states: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
         logits = head(states).float()
-        return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(1)
+        normaliser = logits.logsumexp(1)
+        logps = logits.gather(1, tokens[:, None]).squeeze(1) - normaliser
+        if not log_squared:
+            return (logps,)
+        return logps, (2 * logits.detach()).logsumexp(1) - 2 * normaliser.detach()
 
     vocabulary = head(hidden[:1].detach()).shape[-1] if len(hidden) else 1
     size = max(1, chunk_numbers // vocabulary)
     if len(hidden) <= size:
         return chunk_logps(hidden, target)
-    pairs = zip(hidden.split(size), target.split(size), strict=True)
-    if not torch.is_grad_enabled():
-        return torch.cat([chunk_logps(states, tokens) for states, tokens in pairs])
-    return torch.cat([checkpoint(chunk_logps, states, tokens, use_reentrant=False) for states, tokens in pairs])
+    chunks = zip(hidden.split(size), target.split(size), strict=True)
+    if torch.is_grad_enabled():
+        parts = [checkpoint(chunk_logps, states, tokens, use_reentrant=False) for states, tokens in chunks]
+    else:
+        parts = [chunk_logps(states, tokens) for states, tokens in chunks]
+    return tuple(torch.cat(numbers) for numbers in zip(*parts, strict=True))

@@ -32,12 +32,16 @@ class PreferencePair:
 
 @dataclass(frozen=True)
 class TokenizedPair:
-    """A preference pair as token ids, 1-D int32 tensors, truncated, answers with EOS; `row` as in PreferencePair."""
+    """A preference pair as token ids, 1-D int32 tensors, truncated, answers with EOS; `row` as in PreferencePair.
+
+    mismatched: the chosen and the rejected answer of another pair, where the loss asked for them.
+    """
 
     row: int
     prompt_ids: Tensor
     chosen_ids: Tensor
     rejected_ids: Tensor
+    mismatched: tuple[Tensor, Tensor] | None = None
 
     @property
     def length(self) -> int:
@@ -73,12 +77,14 @@ class ScoreIndex:
     row, position: (n,) int64, the hidden state's place in the batch.
     target: (n,) int64, the token it predicts.
     lengths: for each span a (pairs,) int64 tensor on the CPU, how many entries each pair has.
+    log_squared: whether TokenLogps.log_squared is asked for.
     """
 
     row: Tensor
     position: Tensor
     target: Tensor
     lengths: dict[Span, Tensor]
+    log_squared: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +131,17 @@ class TokenLogps:
         """Each pair's log-probabilities, token by token."""
         return list(self.values.split(self.lengths.tolist()))
 
+    def slice(self, first: int, last: int) -> "TokenLogps":
+        """The pairs first .. last - 1."""
+        start, end = int(self.lengths[:first].sum()), int(self.lengths[:last].sum())
+        squared = None if self.log_squared is None else self.log_squared[start:end]
+        return TokenLogps(self.values[start:end], self.lengths[first:last], squared)
+
+    def to(self, device: torch.device) -> "TokenLogps":
+        """The same on another device."""
+        squared = None if self.log_squared is None else self.log_squared.to(device)
+        return TokenLogps(self.values.to(device), self.lengths, squared)
+
     @staticmethod
     def concatenate(parts: Sequence["TokenLogps"]) -> "TokenLogps":
         """The pairs of several parts, one after another."""
@@ -156,6 +173,14 @@ class PairLogps:
         """The pairs of several micro-batches, one after another."""
         spans = [part.by_span() for part in parts]
         return PairLogps.from_spans({s: TokenLogps.concatenate([of[s] for of in spans]) for s in spans[0]})
+
+    def slice(self, first: int, last: int) -> "PairLogps":
+        """The pairs first .. last - 1."""
+        return PairLogps.from_spans({span: logps.slice(first, last) for span, logps in self.by_span().items()})
+
+    def to(self, device: torch.device) -> "PairLogps":
+        """The same on another device."""
+        return PairLogps.from_spans({span: logps.to(device) for span, logps in self.by_span().items()})
 
     @staticmethod
     def from_spans(spans: Mapping[Span, TokenLogps]) -> "PairLogps":

@@ -1,5 +1,6 @@
 """PreferencePair -> TokenizedPair: chat templates, EOS and truncation."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -30,6 +31,7 @@ class TokenizedData:
     held_out: the whole evaluation set.
     texts: the held-out pairs as text, in the order of `held_out`, for samples.
     skipped: reason -> rows; truncated: pairs of the finite training set and the evaluation set that were cut.
+    max_length: tokens of prompt and answer together, at most.
     """
 
     train: Callable[[Sequence[int]], list[TokenizedPair]]
@@ -38,6 +40,7 @@ class TokenizedData:
     texts: list[PreferencePair]
     skipped: dict[str, list[int]]
     truncated: int
+    max_length: int
 
 
 def prepare(data: SourceData, tokenizer: Any, max_length: int, min_prompt_length: int) -> TokenizedData:
@@ -60,7 +63,7 @@ def prepare(data: SourceData, tokenizer: Any, max_length: int, min_prompt_length
             assert not unusable, unusable  # an endless source makes only pairs that fit
             return pairs
 
-        return TokenizedData(draw, None, held_out, texts, skipped, encode.truncated)
+        return TokenizedData(draw, None, held_out, texts, skipped, encode.truncated, max_length)
 
     train, unusable = encode([data.train[p] for p in range(data.size)])
     for row, reason in [*unusable, *dropped]:
@@ -68,7 +71,13 @@ def prepare(data: SourceData, tokenizer: Any, max_length: int, min_prompt_length
     if not train:
         raise ValueError(f"no training pair is usable as tokens: {unusable[:5]}")
     return TokenizedData(
-        lambda positions: [train[p] for p in positions], len(train), held_out, texts, skipped, encode.truncated
+        lambda positions: [train[p] for p in positions],
+        len(train),
+        held_out,
+        texts,
+        skipped,
+        encode.truncated,
+        max_length,
     )
 
 
@@ -92,6 +101,16 @@ def kept_lengths(prompt: int, chosen: int, rejected: int, max_length: int, min_p
         return prompt, longest
     kept_prompt = min(prompt, max(max_length - longest, min_prompt_length))
     return kept_prompt, max_length - kept_prompt
+
+
+def with_mismatched(pairs: Sequence[TokenizedPair], max_length: int) -> list[TokenizedPair]:
+    """Each pair with the answers of the next one, the last with those of the first; cut to fit behind its prompt."""
+    following = [*pairs[1:], *pairs[:1]]
+    fitting: list[TokenizedPair] = []
+    for pair, other in zip(pairs, following, strict=True):
+        room = max_length - len(pair.prompt_ids)
+        fitting.append(dataclasses.replace(pair, mismatched=(other.chosen_ids[:room], other.rejected_ids[:room])))
+    return fitting
 
 
 class PairTokenizer:
@@ -159,7 +178,7 @@ class PairTokenizer:
         if len(self.prefix) < kept_prompt < len(prompt):
             prompt = self.prefix + prompt[len(prompt) - kept_prompt + len(self.prefix) :]
         ids = [torch.tensor(part, dtype=torch.int32) for part in (prompt[-kept_prompt:], chosen, rejected)]
-        return TokenizedPair(pair.row, *ids)
+        return TokenizedPair(pair.row, ids[0], ids[1], ids[2])
 
     def _end(self, answer: list[int]) -> list[int]:
         """The answer up to its last EOS; a template may put a newline behind it. One is added where there is none."""

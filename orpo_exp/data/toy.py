@@ -83,7 +83,7 @@ def order(rng: random.Random) -> Task:
     return f"order: {word}\n", right.format(word), wrong.format(word)
 
 
-KINDS = (upper, reverse, end, repeat, compare, ask)
+KINDS = (upper, reverse, end, repeat) * 2 + (compare, ask)  # the two easiest come half as often
 
 
 def is_held_out(prompt: str) -> bool:

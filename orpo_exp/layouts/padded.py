@@ -13,7 +13,8 @@ from orpo_exp.types import Batch, Need, ScoreIndex, Span, TokenizedPair
 
 @LAYOUTS.register("padded")
 class Padded(Layout):
-    """Rows 2i and 2i + 1 hold the chosen and the rejected answer of pair i.
+    """Rows 2i and 2i + 1 hold the chosen and the rejected answer of pair i; behind all of these, where they are asked
+    for, the mismatched answers in the same order.
 
     Padding is on the right, where a causal model's scored positions never look: no mask is needed, and which token
     pads makes no difference. A row's last token predicts nothing and is left out.
@@ -25,28 +26,32 @@ class Padded(Layout):
 
     def collate(self, pairs: Sequence[TokenizedPair], needs: frozenset[Need]) -> Batch:
         """See Layout; input_ids are (2 * pairs, longest row) int64."""
-        rows: list[Tensor] = []
-        for pair in pairs:
-            rows += [
-                torch.cat([pair.prompt_ids, answer])[:-1].long() for answer in (pair.chosen_ids, pair.rejected_ids)
-            ]
-        if not rows:
-            rows = [torch.zeros(1, dtype=torch.int64)]
+        answers = {Span.chosen: [p.chosen_ids for p in pairs], Span.rejected: [p.rejected_ids for p in pairs]}
+        first_row = {Span.chosen: 0, Span.rejected: 1}
+        if Need.mismatched in needs:
+            mismatched = [p.mismatched for p in pairs if p.mismatched is not None]
+            answers[Span.mismatched_chosen] = [chosen for chosen, _ in mismatched]
+            answers[Span.mismatched_rejected] = [rejected for _, rejected in mismatched]
+            first_row |= {Span.mismatched_chosen: 2 * len(pairs), Span.mismatched_rejected: 2 * len(pairs) + 1}
 
-        spans = {
-            Span.chosen: [(2 * i, len(p.prompt_ids) - 1, p.chosen_ids) for i, p in enumerate(pairs)],
-            Span.rejected: [(2 * i + 1, len(p.prompt_ids) - 1, p.rejected_ids) for i, p in enumerate(pairs)],
-        }
+        rows = [torch.zeros(1, dtype=torch.int64)] * max(1, len(pairs) * len(answers))
+        spans: dict[Span, list[tuple[int, int, Tensor]]] = {}
+        for span, of_span in answers.items():
+            spans[span] = []
+            for i, (pair, answer) in enumerate(zip(pairs, of_span, strict=True)):
+                row = first_row[span] + 2 * i
+                rows[row] = torch.cat([pair.prompt_ids, answer])[:-1].long()
+                spans[span].append((row, len(pair.prompt_ids) - 1, answer))
         if Need.prompt_logps in needs:
             spans[Span.prompt] = [(2 * i, 0, p.prompt_ids[1:]) for i, p in enumerate(pairs)]
         return Batch(
             inputs={"input_ids": pad_sequence(rows, batch_first=True)},
-            score=_index(spans),
+            score=_index(spans, log_squared=Need.log_squared in needs),
             rows=tuple(pair.row for pair in pairs),
         )
 
 
-def _index(spans: dict[Span, list[tuple[int, int, Tensor]]]) -> ScoreIndex:
+def _index(spans: dict[Span, list[tuple[int, int, Tensor]]], log_squared: bool) -> ScoreIndex:
     """The index of runs of tokens, each given as (row, position that predicts its first token, its tokens)."""
     runs = [run for of_span in spans.values() for run in of_span]
     nothing = torch.zeros(0, dtype=torch.int64)
@@ -58,4 +63,5 @@ def _index(spans: dict[Span, list[tuple[int, int, Tensor]]]) -> ScoreIndex:
             span: torch.tensor([len(tokens) for _, _, tokens in of_span], dtype=torch.int64)
             for span, of_span in spans.items()
         },
+        log_squared=log_squared,
     )

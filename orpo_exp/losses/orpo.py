@@ -1,4 +1,4 @@
-"""ORPO: odds-ratio preference optimisation."""
+"""ORPO: odds-ratio preference optimisation, and the forms in which its implementations differ."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -7,73 +7,114 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orpo_exp.losses.base import LOSSES, Loss, LossConfig, reward_metrics
+from orpo_exp.losses.base import LOSSES, Loss, LossConfig, Scope, reward_metrics
+from orpo_exp.losses.nll import NLLAverage, NLLTokens, nll_needs, nll_term
 from orpo_exp.schema import setting
-from orpo_exp.types import Counts, LossOutput, Need, PairLogps
+from orpo_exp.types import Counts, LossOutput, Need, PairLogps, TokenLogps
 
-# Above this mean log-probability the log odds go on along their tangent.
-LINEAR_ABOVE = -1e-6
+# Where 1 + epsilon - p falls below this, the log odds go on along their tangent.
+LEAST_GAP = 1e-6
 
 
-def log_odds(logp: Tensor) -> Tensor:
-    """log(p / (1 - p)) of p = exp(logp), elementwise, float64 in and out.
+def log_odds(logp: Tensor, epsilon: float = 0.0) -> Tensor:
+    """log(p / (1 + epsilon - p)) of p = exp(logp), elementwise, float64 in and out.
 
-    The exact value and its slope grow without bound as p -> 1. From logp = -1e-6 on, the function continues along its
-    tangent (slope 1e6), so that value and gradient stay finite and a rejected answer with p = 1 is still pushed down.
+    Without epsilon the exact value and its slope grow without bound as p -> 1. From logp = -1e-6 on, the function
+    continues along its tangent (slope 1e6), so that value and gradient stay finite and a rejected answer with p = 1 is
+    still pushed down. An epsilon moves that point to -(1e-6 - epsilon); one of 1e-6 or more bounds the slope by itself,
+    and the function is exact for all p <= 1.
     """
-    x = logp.clamp(max=LINEAR_ABOVE)
-    # log(1 - e^x): each form is exact where the other cancels (Maechler 2012)
-    log_one_minus_p = torch.where(x > -0.6931471805599453, torch.log(-torch.expm1(x)), torch.log1p(-torch.exp(x)))
-    slope = -1.0 / torch.expm1(x.detach())  # 1 / (1 - p)
-    return x - log_one_minus_p + slope * (logp - x)
+    x = logp.clamp(max=-max(LEAST_GAP - epsilon, 0.0))
+    # log(1 + epsilon - e^x): each form is exact where the other cancels (Maechler 2012)
+    near_one, far = torch.log(epsilon - torch.expm1(x)), torch.log1p(epsilon - torch.exp(x))
+    slope = (1.0 + epsilon) / (epsilon - torch.expm1(x.detach()))
+    return x - torch.where(x > -0.6931471805599453, near_one, far) + slope * (logp - x)
 
 
-class NLLTokens(Enum):
-    """Which tokens the likelihood term is taken over."""
+class Odds(Enum):
+    """Whose odds are compared: those of the mean log-probability of an answer, or each token's own, then their mean."""
 
-    answer = "answer"
-    prompt_and_answer = "prompt_and_answer"
+    sequence = "sequence"
+    token = "token"
+
+
+class Average(Enum):
+    """Where the odds ratio is taken: within each pair, or once between all chosen and all rejected answers."""
+
+    pair = "pair"
+    batch = "batch"
 
 
 @LOSSES.register("orpo")
 class ORPO(Loss):
     """Likelihood of the chosen answer plus a weighted odds-ratio penalty (Hong et al. 2024, arXiv 2403.07691, eq. 6-7).
 
-        loss = NLL(chosen) + lam * -log sigmoid(log_odds(chosen) - log_odds(rejected))
+        loss = nll_weight * NLL(chosen) + lam * -log sigmoid(log_odds(chosen) - log_odds(rejected))
 
-    The odds are those of the answer's mean log-probability per token. The NLL is a mean over all tokens of the global
-    batch, the odds-ratio term a mean over its pairs. Rewards are mean log-probabilities per token.
+    `odds`: those of the answer's mean log-probability per token (the paper, TRL), or the mean over tokens of each
+    token's log odds (ColossalChat).
+    `average`: the penalty is a mean over pairs (the paper, TRL), or one number in which all chosen tokens of the global
+    batch count as one answer and all rejected tokens as another (ColossalChat). The loss must then see the whole batch.
+
+    Log odds continue along their tangent above a log-probability of -1e-6, of answers and of tokens alike: see
+    `log_odds`. Rewards are mean log-probabilities per token; `log_odds_ratio` is each pair's, whatever the average.
     """
 
     weight_field = "lam"
+    reports = frozenset({"nll_loss", "odds_ratio_loss", "log_odds_ratio"})
 
     @dataclass
     class Config(LossConfig):
-        """lam: weight of the odds-ratio term, 0 is supervised fine-tuning; nll: the tokens of the likelihood term."""
+        """The weights of the two terms, and the form of each.
+
+        lam: of the odds-ratio term, 0 is supervised fine-tuning. nll_weight: of the likelihood term.
+        odds, average, epsilon: see ORPO and `log_odds`. nll, nll_average: see `nll_term`.
+        """
 
         lam: float = setting(0.1, ge=0)
+        odds: Odds = Odds.sequence
+        average: Average = Average.pair
+        epsilon: float = setting(0.0, ge=0, le=1)
+        nll_weight: float = setting(1.0, ge=0)
         nll: NLLTokens = NLLTokens.prompt_and_answer
+        nll_average: NLLAverage = NLLAverage.token
 
     config: Config
 
     @property
+    def scope(self) -> Scope:
+        """The whole batch where the odds are pooled over it."""
+        return Scope.batch if self.config.average is Average.batch else Scope.pair
+
+    @property
     def needs(self) -> frozenset[Need]:
         """The prompt's log-probabilities where the NLL covers it."""
-        return frozenset({Need.prompt_logps} if self.config.nll is NLLTokens.prompt_and_answer else ())
+        return nll_needs(self.config.nll)
 
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
-        """See Loss. The terms are `nll_loss` and `odds_ratio_loss`, the latter without its weight."""
-        chosen, rejected = policy.chosen.mean(), policy.rejected.mean()
-        log_odds_ratio = log_odds(chosen) - log_odds(rejected)
-        odds_ratio_loss = -F.logsigmoid(log_odds_ratio).sum() / counts.pairs
-
-        nll, tokens = -policy.chosen.sum().sum(), counts.chosen_tokens
-        if policy.prompt is not None and self.config.nll is NLLTokens.prompt_and_answer:
-            nll, tokens = nll - policy.prompt.sum().sum(), tokens + counts.prompt_tokens
-        nll_loss = nll / tokens
-
+        """See Loss. The terms are `nll_loss` and `odds_ratio_loss`, both without their weights."""
+        log_odds_ratio = self.log_odds(policy.chosen) - self.log_odds(policy.rejected)
+        if self.config.average is Average.pair:
+            odds_ratio_loss = -F.logsigmoid(log_odds_ratio).sum() / counts.pairs
+        else:
+            assert len(log_odds_ratio) == counts.pairs  # `scope` asked for the whole batch
+            pooled = self.log_odds(as_one_answer(policy.chosen)) - self.log_odds(as_one_answer(policy.rejected))
+            odds_ratio_loss = -F.logsigmoid(pooled).sum()
+        nll_loss = nll_term(policy, counts, self.config.nll, self.config.nll_average)
+        rewards = reward_metrics(policy.chosen.mean(), policy.rejected.mean(), policy)
         return LossOutput(
-            loss=nll_loss + weight * odds_ratio_loss,
+            loss=self.config.nll_weight * nll_loss + weight * odds_ratio_loss,
             terms={"nll_loss": nll_loss.detach(), "odds_ratio_loss": odds_ratio_loss.detach()},
-            per_pair={"log_odds_ratio": log_odds_ratio.detach(), **reward_metrics(chosen, rejected, policy)},
+            per_pair={"log_odds_ratio": log_odds_ratio.detach(), **rewards},
         )
+
+    def log_odds(self, answers: TokenLogps) -> Tensor:
+        """The log odds of each answer, (pairs,) float64."""
+        if self.config.odds is Odds.sequence:
+            return log_odds(answers.mean(), self.config.epsilon)
+        return TokenLogps(log_odds(answers.values.double(), self.config.epsilon), answers.lengths).mean()
+
+
+def as_one_answer(answers: TokenLogps) -> TokenLogps:
+    """The tokens of several answers as those of a single one."""
+    return TokenLogps(answers.values, answers.lengths.sum().reshape(1))

@@ -94,8 +94,23 @@ class Plugin(ABC):
         """
 
     @abstractmethod
-    def score(self, micro_batches: Sequence[Batch]) -> PairLogps:
-        """Log-probabilities of this replica's pairs without gradient, micro-batch after micro-batch."""
+    def score(self, micro_batches: Sequence[Batch], reference: bool = False) -> PairLogps:
+        """Log-probabilities of this replica's pairs without gradient, micro-batch after micro-batch.
+
+        `reference`: under the model that `hold_reference` took, not under the policy.
+        """
+
+    @abstractmethod
+    def hold_reference(self, model: "PreTrainedModel") -> None:
+        """Take a frozen model beside the policy, for `score(..., reference=True)`."""
+
+    @abstractmethod
+    def sync_reference(self, mix: float) -> None:
+        """Move the held reference towards the policy: reference = mix * policy + (1 - mix) * reference."""
+
+    @abstractmethod
+    def weights_digest(self) -> str:
+        """A hexadecimal hash of the policy's weights, the same on all ranks."""
 
     @abstractmethod
     def generate(self, prompts: Sequence[Tensor], max_new_tokens: int, eos: int) -> list[list[int]]:

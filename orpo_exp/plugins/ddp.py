@@ -1,5 +1,6 @@
 """Data parallelism with whole replicas: ColossalAI's TorchDDPPlugin."""
 
+import hashlib
 import logging
 import math
 import resource
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from orpo_exp.plugins.base import PLUGINS, Objective, Plugin, PluginConfig, Precision
@@ -75,8 +76,7 @@ class DDP(Plugin):
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of an argument ColossalAI always gives
             self.model, self.optimizer, *_ = self.booster.boost(model, optimizer)
         self.policy: PreTrainedModel = self.model.unwrap()
-        output_embeddings = self.policy.get_output_embeddings()
-        self.head = lambda hidden: finish_logits(output_embeddings(hidden))
+        self.finish_logits = finish_logits
 
     def forward_backward(self, micro_batches: Sequence[Batch], objective: Objective) -> None:
         """See Plugin. Gradients travel with the last micro-batch alone."""
@@ -85,7 +85,7 @@ class DDP(Plugin):
         for number, batch in enumerate(micro_batches):
             synchronised = nullcontext() if number == last else self.booster.no_sync(self.model, self.optimizer)
             with synchronised:
-                loss = objective(number, self._logps(batch))
+                loss = objective(number, self._logps(batch, self.model, self.policy))
                 # DDP averages over ranks; the objective's shares are to be summed
                 self.booster.backward(loss * self.data_parallel_size, self.optimizer)
 
@@ -100,10 +100,29 @@ class DDP(Plugin):
         return norm
 
     @torch.no_grad()
-    def score(self, micro_batches: Sequence[Batch]) -> PairLogps:
+    def score(self, micro_batches: Sequence[Batch], reference: bool = False) -> PairLogps:
         """See Plugin."""
-        self.policy.eval()
-        return PairLogps.concatenate([self._logps(batch) for batch in micro_batches])
+        model = self.reference if reference else self.policy
+        model.eval()
+        return PairLogps.concatenate([self._logps(batch, model, model) for batch in micro_batches])
+
+    def hold_reference(self, model: "PreTrainedModel") -> None:
+        """See Plugin."""
+        self.reference = model.to(self.device).requires_grad_(False)
+
+    @torch.no_grad()
+    def sync_reference(self, mix: float) -> None:
+        """See Plugin."""
+        for held, current in zip(self.reference.parameters(), self.policy.parameters(), strict=True):
+            held.lerp_(current, mix)
+
+    def weights_digest(self) -> str:
+        """See Plugin."""
+        digest = hashlib.sha256()
+        for name, parameter in self.policy.named_parameters():
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Tensor], max_new_tokens: int, eos: int) -> list[list[int]]:
@@ -169,12 +188,14 @@ class DDP(Plugin):
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def _logps(self, batch: Batch) -> PairLogps:
+    def _logps(self, batch: Batch, model: nn.Module, inner: "PreTrainedModel") -> PairLogps:
+        """Score a batch; `model` is called, `inner` is the Hugging Face model inside it."""
         inputs = {name: tensor.to(self.device) for name, tensor in batch.inputs.items()}
-        with self._autocast(), captured_hidden(self.policy.get_output_embeddings()) as hidden:
-            self.model(**inputs, use_cache=False)
+        output_embeddings = inner.get_output_embeddings()
+        with self._autocast(), captured_hidden(output_embeddings) as hidden:
+            model(**inputs, use_cache=False)
         with self._autocast():
-            return pair_logps(hidden[0], self.head, batch.score)
+            return pair_logps(hidden[0], lambda states: self.finish_logits(output_embeddings(states)), batch.score)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision is Precision.bf16)

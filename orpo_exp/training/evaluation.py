@@ -7,6 +7,7 @@ from orpo_exp.losses import Loss, Scope
 from orpo_exp.plugins import Plugin
 from orpo_exp.training.metrics import reduce_outputs
 from orpo_exp.training.objectives import gather_logps
+from orpo_exp.training.reference import HELD_OUT, Reference
 from orpo_exp.training.sharing import share
 from orpo_exp.types import Counts, LossOutput, TokenizedPair
 
@@ -18,6 +19,7 @@ def evaluate(
     pairs: Sequence[TokenizedPair],
     micro_batch_size: int,
     weight: float,
+    reference: Reference | None,
 ) -> dict[str, float]:
     """Loss, terms and metrics of the whole evaluation set, as of one global batch: no mean of means.
 
@@ -25,11 +27,14 @@ def evaluate(
     """
     counts = Counts.of(pairs)
     shares = share(pairs, micro_batch_size, plugin.data_parallel_size, plugin.data_parallel_rank)
-    logps = plugin.score([layout.collate(part, loss.needs) for part in shares])
+    micro_batches = [layout.collate(part, loss.needs) for part in shares]
+    logps = plugin.score(micro_batches)
+    own = [pair for part in shares for pair in part]
+    compared = None if reference is None else reference.logps(HELD_OUT, own, micro_batches)
     outputs: list[LossOutput]
     if loss.scope is Scope.batch:
         whole, _ = gather_logps(plugin, logps)
-        output = loss(whole, None, weight, counts)
+        output = loss(whole, None if compared is None else gather_logps(plugin, compared)[0], weight, counts)
         part = 1.0 / plugin.data_parallel_size  # every replica holds the whole set's numbers
         outputs = [
             LossOutput(
@@ -39,7 +44,7 @@ def evaluate(
             )
         ]
     else:
-        outputs = [loss(logps, None, weight, counts)]
+        outputs = [loss(logps, compared and compared.to(logps.chosen.values.device), weight, counts)]
     metrics = reduce_outputs(plugin, outputs, counts)
     del metrics["stop"]
     return metrics

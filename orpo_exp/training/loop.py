@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from orpo_exp.data.order import Order
-from orpo_exp.data.tokenize import TokenizedData
+from orpo_exp.data.tokenize import TokenizedData, with_mismatched
 from orpo_exp.layouts import Layout
 from orpo_exp.losses import LamSchedule, Loss
 from orpo_exp.optimizers import Scheduler
@@ -17,9 +17,10 @@ from orpo_exp.tracking import Trackers
 from orpo_exp.training.evaluation import evaluate
 from orpo_exp.training.metrics import Speed, reduce_outputs
 from orpo_exp.training.objectives import make_objective
+from orpo_exp.training.reference import TRAIN, Reference
 from orpo_exp.training.sharing import share
 from orpo_exp.training.stop import StopRequest
-from orpo_exp.types import Batch, Counts, LossOutput
+from orpo_exp.types import Batch, Counts, LossOutput, Need, TokenizedPair
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ class Loop:
     data: TokenizedData
     order: Order
     trackers: Trackers
+    reference: Reference | None
     lr: float
     max_steps: int
     micro_batch_size: int
@@ -77,13 +79,15 @@ class Loop:
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step on one global batch; its metrics."""
-        pairs = self.data.train(self.order.positions(self.step))
+        pairs = self.completed(self.data.train(self.order.positions(self.step)))
         counts = Counts.of(pairs)
         shares = share(pairs, self.micro_batch_size, self.plugin.data_parallel_size, self.plugin.data_parallel_rank)
         micro_batches = [self.layout.collate(part, self.loss.needs) for part in shares]
 
         weight, lr = self.lam_schedule.weight(self.step), self.lr * self.scheduler.factor(self.step)
-        objective, outputs = make_objective(self.plugin, self.loss, micro_batches, weight, counts)
+        own = [pair for part in shares for pair in part]
+        compared = self.reference.logps(TRAIN, own, micro_batches) if self.reference else None
+        objective, outputs = make_objective(self.plugin, self.loss, micro_batches, compared, weight, counts)
         self.plugin.forward_backward(micro_batches, objective)
 
         metrics = reduce_outputs(self.plugin, outputs, counts, stop=self.stop.wanted)
@@ -91,6 +95,8 @@ class Loop:
         metrics["grad_norm"] = self.plugin.step(lr)
         self.refuse_non_finite(metrics, outputs, micro_batches)
         self.speed.count(pairs)
+        if self.reference:
+            self.reference.after_step(self.step)
         return metrics | self.weight_metric(weight) | {"lr": lr}
 
     def evaluate(self) -> None:
@@ -98,9 +104,19 @@ class Loop:
         weight = self.lam_schedule.weight(max(self.step, 1))
         with self.speed.paused():
             self.eval_metrics = evaluate(
-                self.plugin, self.layout, self.loss, self.data.held_out, self.micro_batch_size, weight
+                self.plugin,
+                self.layout,
+                self.loss,
+                self.completed(self.data.held_out),
+                self.micro_batch_size,
+                weight,
+                self.reference,
             ) | self.weight_metric(weight)
             self.trackers.log(self.step, "eval", self.eval_metrics)
+
+    def completed(self, pairs: list[TokenizedPair]) -> list[TokenizedPair]:
+        """The pairs with what the loss needs from beyond each of them."""
+        return with_mismatched(pairs, self.data.max_length) if Need.mismatched in self.loss.needs else pairs
 
     def weight_metric(self, weight: float) -> dict[str, float]:
         """The weight that the schedule drives, where the loss has one; `lam` whatever its field is called."""

@@ -1,6 +1,7 @@
 """From a loss to what a plugin back-propagates, for either scope that a loss may declare."""
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -11,18 +12,26 @@ from orpo_exp.types import Batch, Counts, LossOutput, PairLogps, Span, TokenLogp
 
 
 def make_objective(
-    plugin: Plugin, loss: Loss, micro_batches: Sequence[Batch], weight: float, counts: Counts
+    plugin: Plugin,
+    loss: Loss,
+    micro_batches: Sequence[Batch],
+    reference: PairLogps | None,
+    weight: float,
+    counts: Counts,
 ) -> tuple[Objective, list[LossOutput]]:
     """The objective of one global step, and the list that this replica's share of its numbers is put in.
 
+    reference: log-probabilities of this replica's pairs under the reference policy, where the loss needs one.
     Summed over replicas, the list's losses and terms are those of the global batch.
     """
     if loss.scope is Scope.batch:
-        return _batch_objective(plugin, loss, micro_batches, weight, counts)
+        return _batch_objective(plugin, loss, micro_batches, reference, weight, counts)
     outputs: list[LossOutput] = []
+    bounds = [0, *accumulate(len(batch.rows) for batch in micro_batches)]
 
-    def objective(_: int, logps: PairLogps) -> Tensor:
-        output = loss(logps, None, weight, counts)
+    def objective(number: int, logps: PairLogps) -> Tensor:
+        own = None if reference is None else reference.slice(bounds[number], bounds[number + 1])
+        output = loss(logps, own and own.to(logps.chosen.values.device), weight, counts)
         outputs.append(output)
         return output.loss
 
@@ -30,7 +39,12 @@ def make_objective(
 
 
 def _batch_objective(
-    plugin: Plugin, loss: Loss, micro_batches: Sequence[Batch], weight: float, counts: Counts
+    plugin: Plugin,
+    loss: Loss,
+    micro_batches: Sequence[Batch],
+    reference: PairLogps | None,
+    weight: float,
+    counts: Counts,
 ) -> tuple[Objective, list[LossOutput]]:
     """Score the global batch without gradient, differentiate the loss by the log-probabilities, and let the second
     pass back-propagate sum(dL/dlogp * logp), whose gradient is the loss's own."""
@@ -39,7 +53,7 @@ def _batch_objective(
     spans = whole.by_span()
     for logps in spans.values():
         logps.values.requires_grad_()
-    output = loss(whole, None, weight, counts)
+    output = loss(whole, None if reference is None else gather_logps(plugin, reference)[0], weight, counts)
     wanted = [logps.values for logps in spans.values()]
     gradients = torch.autograd.grad(output.loss, wanted, allow_unused=True, materialize_grads=True)
 
@@ -69,6 +83,7 @@ def gather_logps(plugin: Plugin, own: PairLogps) -> tuple[PairLogps, int]:
     first = 0
     for span, logps in own.by_span().items():
         lengths = plugin.gather(logps.lengths)
-        gathered[span] = TokenLogps(torch.cat(plugin.gather(logps.values)), torch.cat(lengths))
+        squared = None if logps.log_squared is None else torch.cat(plugin.gather(logps.log_squared))
+        gathered[span] = TokenLogps(torch.cat(plugin.gather(logps.values)), torch.cat(lengths), squared)
         first = sum(len(part) for part in lengths[: plugin.data_parallel_rank])
     return PairLogps.from_spans(gathered), first

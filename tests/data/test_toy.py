@@ -22,12 +22,12 @@ SOLUTIONS: dict[str, Callable[[str], str]] = {
 }
 
 FIRST_OF_SEED_3 = [
-    ("bigger: 9 1\n", "9", "1"),
-    ("first: dol\n", "d", "l"),
-    ("upper: etom\n", "ETOM", "ESOM"),
+    ("polite: utabe\n", "utabe, please", "utabe, hurry!"),
+    ("reverse: dol\n", "lod", "dol"),
+    ("reverse: etom\n", "mote", "meto"),
     ("upper: lom\n", "LOM", "LEM"),
-    ("reverse: beru\n", "ureb", "uber"),
-    ("polite: sob\n", "sob, please", "sob, hurry!"),
+    ("once: beru\n", "beru", "beru beru beru"),
+    ("last: olar\n", "r", "o"),
 ]
 
 

@@ -93,7 +93,7 @@ def test_chunks_change_neither_value_nor_gradient():
     for chunk_numbers in (10**9, 7 * VOCABULARY, 1):
         states = hidden.clone().requires_grad_()
         model.zero_grad()
-        logps = token_logps(states, model.head, target, chunk_numbers)
+        (logps,) = token_logps(states, model.head, target, chunk_numbers)
         (logps * torch.arange(50)).sum().backward()
         results.append((logps.detach(), states.grad, model.head.weight.grad))
     for other in results[1:]:

@@ -4,7 +4,8 @@ import pytest
 import torch
 from support import counts_of, span
 
-from orpo_exp.losses.orpo import ORPO, NLLTokens, log_odds
+from orpo_exp.losses.nll import NLLTokens
+from orpo_exp.losses.orpo import ORPO, log_odds
 from orpo_exp.types import LossOutput, PairLogps
 
 CHOSEN, REJECTED = [-0.1, -0.5, -2.0], [-1.0, -0.2, -3.0, -0.7]

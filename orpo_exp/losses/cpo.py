@@ -1,0 +1,90 @@
+"""CPO and SLiC-HF: reference-free losses on the log-probability of whole answers, with a likelihood term."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from orpo_exp.losses.base import LOSSES, Loss, LossConfig, reward_metrics
+from orpo_exp.schema import setting
+from orpo_exp.types import Counts, LossOutput, PairLogps
+
+
+def smoothed_logistic(margin: Tensor, smoothing: float) -> Tensor:
+    """-(1 - smoothing) log sigmoid(margin) - smoothing log sigmoid(-margin), elementwise."""
+    return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
+
+
+def with_likelihood(
+    preference: Tensor, nll_weight: float, chosen: Tensor, rejected: Tensor, policy: PairLogps, counts: Counts
+) -> LossOutput:
+    """The mean of a preference loss over pairs plus the weighted NLL of the chosen answers.
+
+    preference: (pairs,) with gradient, the preference loss of each pair; chosen, rejected: (pairs,) rewards.
+    The NLL is a mean over the answer tokens of the global batch; it is reported even where its weight is 0. Terms:
+    `preference_loss` and `nll_loss`, the latter without its weight.
+    """
+    preference_loss = preference.sum() / counts.pairs
+    nll_loss = -policy.chosen.sum().sum() / counts.chosen_tokens
+    return LossOutput(
+        loss=preference_loss + nll_weight * nll_loss,
+        terms={"preference_loss": preference_loss.detach(), "nll_loss": nll_loss.detach()},
+        per_pair=reward_metrics(chosen, rejected, policy),
+    )
+
+
+@LOSSES.register("cpo")
+class CPO(Loss):
+    """Contrastive preference optimisation (Xu et al. 2024, arXiv 2401.08417): DPO with a uniform reference, plus NLL.
+
+        loss = -log sigmoid(beta * (log p(chosen) - log p(rejected))) + alpha * NLL(chosen)
+
+    Log-probabilities are sums over the answer and rewards are beta times them. The paper's likelihood term is that of
+    whole answers with alpha = 1; here, as in TRL, it is a mean over answer tokens. Label smoothing as in TRL.
+    """
+
+    weight_field = "alpha"
+
+    @dataclass
+    class Config(LossConfig):
+        """beta: inverse temperature; label_smoothing: assumed share of swapped labels; alpha: weight of the NLL."""
+
+        beta: float = setting(0.1, gt=0)
+        label_smoothing: float = setting(0.0, ge=0, lt=0.5)
+        alpha: float = setting(1.0, ge=0)
+
+    config: Config
+
+    def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
+        """See Loss and with_likelihood."""
+        chosen, rejected = self.config.beta * policy.chosen.sum(), self.config.beta * policy.rejected.sum()
+        preference = smoothed_logistic(chosen - rejected, self.config.label_smoothing)
+        return with_likelihood(preference, weight, chosen, rejected, policy, counts)
+
+
+@LOSSES.register("slic")
+class SLiC(Loss):
+    """SLiC-HF: a hinge on the log-probabilities of whole answers, plus NLL (Zhao et al. 2023, arXiv 2305.10425).
+
+        loss = max(0, 1 - beta * (log p(chosen) - log p(rejected))) + alpha * NLL(chosen)
+
+    The paper's margin delta is 1 / beta here, and the loss beta times the paper's. Its regularisation is the likelihood
+    of a separate target; here, as in TRL, it is that of the chosen answer, a mean over its tokens. Rewards are beta
+    times the answers' log-probabilities.
+    """
+
+    @dataclass
+    class Config(LossConfig):
+        """beta: 1 / margin in nats; alpha: weight of the NLL."""
+
+        beta: float = setting(0.1, gt=0)
+        alpha: float = setting(1.0, ge=0)
+
+    config: Config
+
+    def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
+        """See Loss and with_likelihood."""
+        chosen, rejected = self.config.beta * policy.chosen.sum(), self.config.beta * policy.rejected.sum()
+        preference = torch.relu(1 - (chosen - rejected))
+        return with_likelihood(preference, self.config.alpha, chosen, rejected, policy, counts)

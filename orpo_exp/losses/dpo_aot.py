@@ -1,0 +1,84 @@
+"""Alignment by optimal transport: distributions of log-ratios over the global batch, compared by sorting."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from orpo_exp.losses.base import LOSSES, Scope
+from orpo_exp.losses.dpo import smoothed
+from orpo_exp.losses.dpo_base import AnswerwiseConfig, PairScores, ReferenceLoss
+from orpo_exp.schema import ConfigError, setting
+
+
+@dataclass
+class AOTConfig(AnswerwiseConfig):
+    """label_smoothing: assumed share of flipped preferences; the rest as in ReferenceLossConfig."""
+
+    label_smoothing: float = setting(0.0, ge=0, lt=0.5)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.wpo:
+            raise ConfigError(
+                "wpo",
+                True,
+                "false: sorting takes the pairs apart, so that a weight has no pair to weigh",
+                "Set wpo=false, or choose another loss.",
+            )
+
+
+def sorted_up(values: Tensor) -> Tensor:
+    """The values in ascending order; equal ones keep theirs, so that the gradient is reproducible."""
+    return values.sort(stable=True).values
+
+
+@LOSSES.register("aot")
+class AOT(ReferenceLoss):
+    """Distributional alignment of the pairs' margins (Melnyk et al. 2024, arXiv 2406.05882, paired).
+
+        -(1 - eps) log sigmoid(beta d) - eps log sigmoid(-beta d)
+        d = sort(s_c - s_r) - sort(reference s_c - reference s_r)
+
+    The i-th smallest margin of the policy should exceed the i-th smallest of the reference. The sort is over the global
+    batch: scope `batch`.
+    """
+
+    @dataclass
+    class Config(AOTConfig):
+        """See AOTConfig."""
+
+    config: Config
+
+    @property
+    def scope(self) -> Scope:
+        """All pairs at once."""
+        return Scope.batch
+
+    def pair_losses(self, scores: PairScores) -> Tensor:
+        """See ReferenceLoss; the entries are ranks of the batch, not pairs."""
+        delta = sorted_up(scores.policy_margin) - sorted_up(scores.reference_margin)
+        return smoothed(self.config.beta * delta, self.config.label_smoothing)
+
+
+@LOSSES.register("aot_unpaired")
+class AOTUnpaired(ReferenceLoss):
+    """Distributional alignment of chosen against rejected answers (Melnyk et al. 2024, arXiv 2406.05882, unpaired).
+
+    As AOT with d = sort(w_c) - sort(w_r): which chosen answer belongs to which rejected one plays no part.
+    """
+
+    @dataclass
+    class Config(AOTConfig):
+        """See AOTConfig."""
+
+    config: Config
+
+    @property
+    def scope(self) -> Scope:
+        """All pairs at once."""
+        return Scope.batch
+
+    def pair_losses(self, scores: PairScores) -> Tensor:
+        """See ReferenceLoss; the entries are ranks of the batch, not pairs."""
+        delta = sorted_up(scores.chosen_logratio) - sorted_up(scores.rejected_logratio)
+        return smoothed(self.config.beta * delta, self.config.label_smoothing)

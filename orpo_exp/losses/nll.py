@@ -1,0 +1,42 @@
+"""The likelihood term that several losses share."""
+
+from enum import Enum
+
+from torch import Tensor
+
+from orpo_exp.types import Counts, Need, PairLogps
+
+
+class NLLTokens(Enum):
+    """Which tokens the likelihood term is taken over."""
+
+    answer = "answer"
+    prompt_and_answer = "prompt_and_answer"
+
+
+class NLLAverage(Enum):
+    """What weighs the same in the likelihood term: each token of the global batch, or each of its sequences."""
+
+    token = "token"
+    sequence = "sequence"
+
+
+def nll_needs(tokens: NLLTokens) -> frozenset[Need]:
+    """What the likelihood term asks to be computed: the prompt's log-probabilities where it covers the prompt."""
+    return frozenset({Need.prompt_logps} if tokens is NLLTokens.prompt_and_answer else ())
+
+
+def nll_term(policy: PairLogps, counts: Counts, tokens: NLLTokens, average: NLLAverage = NLLAverage.token) -> Tensor:
+    """Negative log-likelihood of the chosen answers, () float64: the given pairs' share of the global batch's.
+
+    token: a mean over all scored tokens of the global batch, so that long answers weigh more.
+    sequence: each pair's mean over its own tokens, then a mean over pairs; a pair without a scored token counts 0.
+    """
+    total, lengths, of_all = policy.chosen.sum(), policy.chosen.lengths, counts.chosen_tokens
+    if tokens is NLLTokens.prompt_and_answer:
+        assert policy.prompt is not None  # `nll_needs` asked for it
+        total, lengths = total + policy.prompt.sum(), lengths + policy.prompt.lengths
+        of_all += counts.prompt_tokens
+    if average is NLLAverage.token:
+        return -total.sum() / of_all
+    return -(total / lengths.clamp(min=1).to(total.device)).sum() / counts.pairs

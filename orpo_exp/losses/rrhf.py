@@ -1,0 +1,36 @@
+"""RRHF: a rank loss on mean log-probabilities."""
+
+from dataclasses import dataclass
+
+import torch
+
+from orpo_exp.losses.base import LOSSES, Loss, LossConfig
+from orpo_exp.losses.cpo import with_likelihood
+from orpo_exp.schema import setting
+from orpo_exp.types import Counts, LossOutput, PairLogps
+
+
+@LOSSES.register("rrhf")
+class RRHF(Loss):
+    """Rank responses to align human feedback, for two answers (Yuan et al. 2023, arXiv 2304.05302).
+
+        loss = max(0, mean log p(rejected) - mean log p(chosen) + margin) + nll_weight * NLL(chosen)
+
+    The paper's loss has no margin and the NLL of the best answer with weight 1, summed over its tokens; here the NLL is
+    a mean over the answer tokens of the global batch. Rewards are mean log-probabilities per token.
+    """
+
+    @dataclass
+    class Config(LossConfig):
+        """margin: by how much the chosen answer must lead, in nats per token; nll_weight: weight of the NLL."""
+
+        margin: float = setting(0.0, ge=0)
+        nll_weight: float = setting(1.0, ge=0)
+
+    config: Config
+
+    def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
+        """See Loss and with_likelihood."""
+        chosen, rejected = policy.chosen.mean(), policy.rejected.mean()
+        preference = torch.relu(rejected - chosen + self.config.margin)
+        return with_likelihood(preference, self.config.nll_weight, chosen, rejected, policy, counts)
