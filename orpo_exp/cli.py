@@ -19,6 +19,7 @@ from orpo_exp.config import RunConfig, typed
 from orpo_exp.data import DATA
 from orpo_exp.models import MODELS
 from orpo_exp.plugins import Place, start_ranks, torchrun_place
+from orpo_exp.registry import import_outside, outside_folders
 from orpo_exp.run_folder import RunOrder
 from orpo_exp.schema import ConfigError
 from orpo_exp.user_errors import ComposeError, error_page, explain
@@ -39,14 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = get_args_parser().parse_args()
     quiet = (place := torchrun_place(os.environ)) is not None and place.rank > 0
     try:
+        import_outside()
         if args.help:
             from orpo_exp.help_page import help_page
 
-            print(help_page(conf_folder()))
+            print(help_page([conf_folder(), *outside_conf()]))
             return 0
         if args.hydra_help or args.info or args.shell_completion:
             return with_hydra()
-        points = sweep_points(args.overrides) if args.multirun else [args.overrides]
+        points = sweep_points(args.overrides, args.config_dir) if args.multirun else [args.overrides]
         orders = [compose(point, args.config_dir) for point in points]
         if args.cfg:
             return with_hydra()
@@ -62,9 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def compose(overrides: list[str], config_dir: str | None) -> DictConfig:
     """The composed configuration with Hydra's own part; Hydra's and OmegaConf's exceptions pass through."""
-    search = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
+    folders = [*([Path(config_dir).resolve()] if config_dir else []), *outside_conf()]
+    search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
     with hydra.initialize_config_dir(str(conf_folder()), job_name="orpo_exp", version_base="1.3"):
         return hydra.compose("config", overrides=[*overrides, *search], return_hydra_config=True)
+
+
+def outside_conf() -> list[Path]:
+    """The configuration folders of the user's own components."""
+    return [folder / "conf" for folder in outside_folders() if (folder / "conf").is_dir()]
 
 
 def check(composed: DictConfig, overrides: list[str]) -> RunOrder:
@@ -103,16 +111,24 @@ def start(order: RunOrder, place: Place | None) -> int:
     return run_rank(Place(), order) if count == 1 else start_ranks(count, run_rank, order)
 
 
-def sweep_points(overrides: list[str]) -> list[list[str]]:
-    """The overrides of each point of a sweep."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    batches: list[list[list[str]]] = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+def sweep_points(overrides: list[str], config_dir: str | None) -> list[list[str]]:
+    """The overrides of each point of a sweep: what the command varies, and what a preset says is to be varied."""
+    parser = OverridesParser.create()
+    fixed = [
+        text for text, o in zip(overrides, parser.parse_overrides(overrides), strict=True) if not o.is_sweep_override()
+    ]
+    varied = compose(fixed, config_dir).hydra.sweeper.params or {}
+    given = {o.key_or_group for o in parser.parse_overrides(overrides)}
+    whole = [*overrides, *(f"{key}={values}" for key, values in varied.items() if key not in given)]
+    batches: list[list[list[str]]] = BasicSweeper.split_arguments(parser.parse_overrides(whole), max_batch_size=None)
     return [point for batch in batches for point in batch]
 
 
 def with_hydra() -> int:
     """Hand the command line to Hydra itself: its information pages, and the points of a sweep one after another."""
     codes: list[int] = []
+    if folders := outside_conf():
+        sys.argv.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]")
 
     def point(composed: DictConfig) -> None:
         from orpo_exp.experiment import run_rank

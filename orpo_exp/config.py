@@ -9,7 +9,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 from orpo_exp.data import DATA, DataConfig
 from orpo_exp.layouts import LAYOUTS, LayoutConfig
-from orpo_exp.losses import LAM_SCHEDULES, LOSSES, LamScheduleConfig, LossConfig, Scope
+from orpo_exp.losses import LAM_SCHEDULES, LOSSES, LamScheduleConfig, Loss, LossConfig, Scope
 from orpo_exp.models import MODELS, ModelConfig
 from orpo_exp.optimizers import OptimizerConfig, SchedulerConfig
 from orpo_exp.plugins import PLUGINS, PluginConfig
@@ -122,13 +122,7 @@ def check(config: RunConfig) -> None:
     if reason is not None:
         raise ConfigError("plugin", config.choices.get("plugin"), "a plugin that can run this layout", reason)
     loss = LOSSES.build(config.loss)
-    if loss.weight_field is None and LAM_SCHEDULES.of(config.lam_schedule).varies:
-        raise ConfigError(
-            "lam_schedule",
-            config.choices.get("lam_schedule"),
-            "constant, for this loss has no weight to be driven",
-            "Choose lam_schedule=constant or another loss.",
-        )
+    _check_lam_schedule(config, loss)
     if loss.scope is Scope.batch and config.model.dropout > 0:
         raise ConfigError(
             "model.dropout",
@@ -144,6 +138,17 @@ def check(config: RunConfig) -> None:
             "Choose reference=frozen.",
         )
     _check_processes(config.processes)
+
+
+def _check_lam_schedule(config: RunConfig, loss: Loss) -> None:
+    given, schedule = config.choices.get("lam_schedule"), LAM_SCHEDULES.of(config.lam_schedule)
+    if loss.weight_field is None and schedule.varies:
+        allowed = "constant, for this loss has no weight to be driven"
+        raise ConfigError("lam_schedule", given, allowed, "Choose lam_schedule=constant or another loss.")
+    if missing := schedule.needs_metrics - loss.reports:
+        allowed = f"a schedule that does not read {', '.join(sorted(missing))}: this loss does not report it"
+        raise ConfigError("lam_schedule", given, allowed, "Choose another schedule, or a loss that reports it.")
+    LAM_SCHEDULES.build(config.lam_schedule, loss.weight, 1)  # refuses a starting weight that it cannot work with
 
 
 def _check_processes(processes: int | None) -> None:

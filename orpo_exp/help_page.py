@@ -1,5 +1,6 @@
 """The page that `python -m orpo_exp --help` prints."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 GROUPS = (
@@ -44,12 +45,15 @@ FOOT = """
 A run ends with the page that says where everything lies."""
 
 
-def help_page(conf: Path) -> str:
-    """The page, with the options that are there and the first line of each file."""
+def help_page(conf: Sequence[Path]) -> str:
+    """The page, with the options that are there in the folders of `conf` and the first line of each file."""
     lines = [HEAD]
     for group in GROUPS:
         lines.append(f"  {'+' if group == 'experiment' else ''}{group}")
-        lines += [f"    {file.stem:<12} {summary(file)}" for file in sorted((conf / group).glob("*.yaml"))]
+        lines += [
+            f"    {file.stem:<12} {summary(file)}"
+            for file in sorted(f for c in conf for f in (c / group).glob("*.yaml"))
+        ]
     return "\n".join([*lines, FOOT])
 
 

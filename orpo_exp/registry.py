@@ -1,11 +1,16 @@
 """A registry joins a component's name, its class and its configuration, and gives Hydra the schema."""
 
 import importlib
+import os
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from hydra.core.config_store import ConfigStore
+
+from orpo_exp.schema import ConfigError
 
 C = TypeVar("C")
 
@@ -53,6 +58,28 @@ class Registry(Generic[C]):
         """The component, made from its configuration and whatever else its group hands over."""
         make: Callable[..., C] = self.of(config)
         return make(config, *args, **kwargs)
+
+
+def outside_folders() -> list[Path]:
+    """The folders that ORPO_EXP_PATH names (separated as in PATH): components of the user's own, and their conf/."""
+    folders = [
+        Path(name).expanduser().resolve() for name in os.environ.get("ORPO_EXP_PATH", "").split(os.pathsep) if name
+    ]
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError("ORPO_EXP_PATH", str(folder), "folders that exist", "Correct the environment variable.")
+    return folders
+
+
+def import_outside() -> None:
+    """Import the modules in the folders of ORPO_EXP_PATH. The ranks find them too: they get this process's sys.path."""
+    for folder in outside_folders():
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
+        for file in sorted(folder.glob("*.py")):
+            module = importlib.import_module(file.stem)
+            if Path(str(module.__file__)).resolve() != file:
+                raise ConfigError("ORPO_EXP_PATH", str(file), "a name that no other module has", "Rename the file.")
 
 
 def import_modules(package: str, path: Iterable[str]) -> None:

@@ -78,7 +78,8 @@ class Adaptive(LamSchedule):
 class TargetMargin(Adaptive):
     """Holds the mean log odds ratio of the training pairs at a target: error = target - log_odds_ratio.
 
-    Below the target the weight grows, above it shrinks. See Adaptive for the rule and its bounds.
+    Below the target the weight grows, above it shrinks. The likelihood term alone widens the margin too: where that
+    exceeds the target, the weight ends at its lower bound. See Adaptive for the rule and its bounds.
     """
 
     needs_metrics = frozenset({"log_odds_ratio"})

@@ -32,11 +32,13 @@ class Loss(ABC):
     Class attributes tell the loop what it must know, and it never asks for the loss's name:
     needs_reference: the loss compares with a reference policy.
     weight_field: the configuration field that a lambda schedule drives, or None.
+    reports: metrics and terms that an adaptive lambda schedule may read.
     """
 
     Config: ClassVar[type[LossConfig]]
     needs_reference: ClassVar[bool] = False
     weight_field: ClassVar[str | None] = None
+    reports: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: LossConfig) -> None:
         self.config = config

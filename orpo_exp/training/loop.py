@@ -94,6 +94,7 @@ class Loop:
         self.refuse_non_finite(metrics, outputs, micro_batches)
         metrics["grad_norm"] = self.plugin.step(lr)
         self.refuse_non_finite(metrics, outputs, micro_batches)
+        self.lam_schedule.update(metrics)
         self.speed.count(pairs)
         if self.reference:
             self.reference.after_step(self.step)
