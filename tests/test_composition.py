@@ -44,9 +44,9 @@ def test_presets_compose_with_every_option(preset):
         try:
             order = check(compose(overrides, None), overrides)
         except ConfigError as refused:
-            assert refused.key == group, (preset, group, option)
-            assert group in ("lam_schedule", "reference")
-            continue
+            if refused.key == group and group in ("lam_schedule", "reference"):
+                continue
+            raise
         assert order.config.choices.get(group, option) == option, (preset, group, option)
         assert order.experiment == preset
 
