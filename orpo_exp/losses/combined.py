@@ -1,0 +1,62 @@
+"""A weighted sum of losses."""
+
+from dataclasses import dataclass, field
+
+from omegaconf import MISSING
+
+from orpo_exp.losses.base import LOSSES, Loss, LossConfig, Scope
+from orpo_exp.schema import ConfigError
+from orpo_exp.types import Counts, LossOutput, Need, PairLogps
+
+
+@LOSSES.register("combined")
+class Combined(Loss):
+    """sum over parts of weight * loss. Each part keeps its own settings, and its own weight where it has one.
+
+    The terms are named `<part>/<term>`; rewards and other metrics of pairs are those of the first part. A part that a
+    lambda schedule could drive keeps its configured value.
+    """
+
+    @dataclass
+    class Config(LossConfig):
+        """parts: the losses by a name of one's choice; weights: a number for each of them."""
+
+        parts: dict[str, LossConfig] = MISSING
+        weights: dict[str, float] = field(default_factory=dict)
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if set(self.weights) != set(self.parts) or not self.parts:
+                allowed = f"a weight for each part and no other: {', '.join(self.parts)}"
+                raise ConfigError("weights", dict(self.weights), allowed, "Set loss.weights.<part>=...")
+            for name, weight in self.weights.items():
+                if not 0 <= weight < float("inf"):
+                    raise ConfigError(f"weights.{name}", weight, "a finite number, at least 0", "Choose another.")
+
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.parts = {name: LOSSES.build(part) for name, part in config.parts.items()}
+
+    @property
+    def needs_reference(self) -> bool:  # type: ignore[override]
+        """Where any part does."""
+        return any(part.needs_reference for part in self.parts.values())
+
+    @property
+    def scope(self) -> Scope:
+        """The batch where any part must see it whole."""
+        return Scope.batch if any(part.scope is Scope.batch for part in self.parts.values()) else Scope.pair
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """What any part needs."""
+        return frozenset().union(*(part.needs for part in self.parts.values()))
+
+    def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
+        """See Loss."""
+        outputs = {name: part(policy, reference, part.weight, counts) for name, part in self.parts.items()}
+        terms = {f"{name}/{term}": value for name, out in outputs.items() for term, value in out.terms.items()}
+        shares = [self.config.weights[name] * out.loss for name, out in outputs.items()]
+        return LossOutput(sum(shares[1:], shares[0]), terms, next(iter(outputs.values())).per_pair)
