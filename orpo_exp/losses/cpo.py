@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orpo_exp.losses.base import LOSSES, Loss, LossConfig, reward_metrics
+from orpo_exp.losses.nll import NLLTokens, nll_term
 from orpo_exp.schema import setting
 from orpo_exp.types import Counts, LossOutput, PairLogps
 
@@ -26,7 +27,7 @@ def with_likelihood(
     `preference_loss` and `nll_loss`, the latter without its weight.
     """
     preference_loss = preference.sum() / counts.pairs
-    nll_loss = -policy.chosen.sum().sum() / counts.chosen_tokens
+    nll_loss = nll_term(policy, counts, NLLTokens.answer)
     return LossOutput(
         loss=preference_loss + nll_weight * nll_loss,
         terms={"preference_loss": preference_loss.detach(), "nll_loss": nll_loss.detach()},

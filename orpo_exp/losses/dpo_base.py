@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from orpo_exp.losses.base import Loss, LossConfig, reward_metrics
+from orpo_exp.losses.nll import NLLTokens, nll_term
 from orpo_exp.schema import ConfigError, setting
 from orpo_exp.types import Counts, LossOutput, Need, PairLogps, TokenLogps
 
@@ -135,7 +136,7 @@ class ReferenceLoss(Loss):
         loss = losses.sum() / counts.pairs
         terms = {"preference_loss": loss.detach()}
         if self.config.nll_weight > 0:
-            nll_loss = -policy.chosen.sum().sum() / counts.chosen_tokens
+            nll_loss = nll_term(policy, counts, NLLTokens.answer)
             loss, terms["nll_loss"] = loss + self.config.nll_weight * nll_loss, nll_loss.detach()
         rewards = self.config.beta * scores.chosen_logratio, self.config.beta * scores.rejected_logratio
         return LossOutput(loss, terms, reward_metrics(*rewards, policy))

@@ -69,7 +69,7 @@ class Loop:
             while self.step < self.max_steps and not self.interrupted:
                 self.step += 1
                 metrics = self.train_step()
-                self.interrupted = metrics.pop("stop") > 0
+                self.interrupted = metrics.pop("stop") > 0 and self.step < self.max_steps
                 last = self.step == self.max_steps or self.interrupted
                 if last or self.step % self.log_every == 0:
                     self.trackers.log(self.step, "train", metrics | self.speed.since_last())
