@@ -34,7 +34,8 @@ class Loop:
     """Everything the loop drives, and how far it has come.
 
     max_steps: optimizer steps in all. lr: the peak learning rate. heartbeat: called with the step after each one.
-    eval_metrics: the latest evaluation. interrupted: the loop left early because it was asked to.
+    weight: what the lambda schedule gave the latest step. eval_metrics: the latest evaluation.
+    interrupted: the loop left early because it was asked to.
     """
 
     plugin: Plugin
@@ -53,6 +54,7 @@ class Loop:
     log_every: int
     heartbeat: Callable[[int], None]
     step: int = 0
+    weight: float = 0.0
     speed: Speed = field(default_factory=Speed)
     stop: StopRequest = field(default_factory=StopRequest)
     eval_metrics: dict[str, float] = field(default_factory=dict)
@@ -63,6 +65,7 @@ class Loop:
 
         Raises TrainingDiverged before an update that is not finite.
         """
+        self.weight = self.lam_schedule.weight(1)
         with self.stop.listening():
             self.evaluate()
             self.speed.since_last()
@@ -84,7 +87,8 @@ class Loop:
         shares = share(pairs, self.micro_batch_size, self.plugin.data_parallel_size, self.plugin.data_parallel_rank)
         micro_batches = [self.layout.collate(part, self.loss.needs) for part in shares]
 
-        weight, lr = self.lam_schedule.weight(self.step), self.lr * self.scheduler.factor(self.step)
+        self.weight = weight = self.lam_schedule.weight(self.step)
+        lr = self.lr * self.scheduler.factor(self.step)
         own = [pair for part in shares for pair in part]
         compared = self.reference.logps(TRAIN, own, micro_batches) if self.reference else None
         objective, outputs = make_objective(self.plugin, self.loss, micro_batches, compared, weight, counts)
@@ -102,7 +106,6 @@ class Loop:
 
     def evaluate(self) -> None:
         """Evaluate all held-out pairs and log the result."""
-        weight = self.lam_schedule.weight(max(self.step, 1))
         with self.speed.paused():
             self.eval_metrics = evaluate(
                 self.plugin,
@@ -110,9 +113,9 @@ class Loop:
                 self.loss,
                 self.completed(self.data.held_out),
                 self.micro_batch_size,
-                weight,
+                self.weight,
                 self.reference,
-            ) | self.weight_metric(weight)
+            ) | self.weight_metric(self.weight)
             self.trackers.log(self.step, "eval", self.eval_metrics)
 
     def completed(self, pairs: list[TokenizedPair]) -> list[TokenizedPair]:

@@ -1,5 +1,6 @@
 """The loop as it runs on one rank, through the command line."""
 
+import itertools
 import json
 import math
 import os
@@ -160,3 +161,13 @@ def test_evaluation_covers_every_pair_once_and_is_no_mean_of_means(run, pairs_fi
     began = next(row for row in before if row["split"] == "eval" and row["step"] == 0)
     for name in ("loss", "nll_loss", "odds_ratio_loss", "logps/chosen", "logps/rejected", "rewards/accuracy"):
         assert ended[name] == pytest.approx(began[name], rel=1e-6)
+
+
+def test_an_adaptive_schedule_moves_lam_and_evaluation_uses_the_steps_own(run, pairs_file):
+    folder = run(*BASE, "lam_schedule=target_margin", "lam_schedule.target=5", "train.eval_every=3")
+    rows = read_metrics(folder / "metrics.jsonl")
+    lams = [row["lam"] for row in rows if row["split"] == "train"]
+    assert lams[0] == 0.1
+    assert all(later > earlier for earlier, later in itertools.pairwise(lams))  # the margin is far below 5
+    at = {(row["step"], row["split"]): row["lam"] for row in rows}
+    assert all(lam == at[step, "train"] for (step, split), lam in at.items() if split == "eval" and step > 0)
