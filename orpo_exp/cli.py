@@ -65,14 +65,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def compose(overrides: list[str], config_dir: str | None) -> DictConfig:
     """The composed configuration with Hydra's own part; Hydra's and OmegaConf's exceptions pass through."""
     folders = [*([Path(config_dir).resolve()] if config_dir else []), *outside_conf()]
-    search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
     with hydra.initialize_config_dir(str(conf_folder()), job_name="orpo_exp", version_base="1.3"):
-        return hydra.compose("config", overrides=[*overrides, *search], return_hydra_config=True)
+        return hydra.compose("config", overrides=[*overrides, *search_path(folders)], return_hydra_config=True)
 
 
 def outside_conf() -> list[Path]:
     """The configuration folders of the user's own components."""
     return [folder / "conf" for folder in outside_folders() if (folder / "conf").is_dir()]
+
+
+def search_path(folders: Sequence[Path]) -> list[str]:
+    """The override that makes Hydra look for options in these folders as well; none for no folder."""
+    return [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
 
 
 def check(composed: DictConfig, overrides: list[str]) -> RunOrder:
@@ -105,10 +109,15 @@ def start(order: RunOrder, place: Place | None) -> int:
     """Run in this process where it is a rank already or the only one, else in as many as asked for."""
     from orpo_exp.experiment import run_rank
 
-    count = order.config.processes or max(1, torch.cuda.device_count())
+    count = rank_count(order)
     if place is not None:
         return run_rank(place, order)
     return run_rank(Place(), order) if count == 1 else start_ranks(count, run_rank, order)
+
+
+def rank_count(order: RunOrder) -> int:
+    """Ranks to start on this machine: as many as asked for, else one for each visible GPU, else one."""
+    return order.config.processes or max(1, torch.cuda.device_count())
 
 
 def sweep_points(overrides: list[str], config_dir: str | None) -> list[list[str]]:
@@ -127,8 +136,7 @@ def sweep_points(overrides: list[str], config_dir: str | None) -> list[list[str]
 def with_hydra() -> int:
     """Hand the command line to Hydra itself: its information pages, and the points of a sweep one after another."""
     codes: list[int] = []
-    if folders := outside_conf():
-        sys.argv.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]")
+    sys.argv += search_path(outside_conf())
 
     def point(composed: DictConfig) -> None:
         from orpo_exp.experiment import run_rank
@@ -139,7 +147,7 @@ def with_hydra() -> int:
             composed.hydra = {"runtime": {"choices": job.runtime.choices}, "run": {"dir": job.runtime.output_dir}}
         order = check(composed, list(job.overrides.task))
         # a process of its own for each point: nothing is left over from the one before
-        codes.append(start_ranks(order.config.processes or max(1, torch.cuda.device_count()), run_rank, order))
+        codes.append(start_ranks(rank_count(order), run_rank, order))
 
     run: Any = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(point)
     run()

@@ -58,8 +58,8 @@ def share_cores(ranks: int) -> None:
 def start_ranks(count: int, entry: Callable[..., int], *arguments: Any) -> int:
     """Run `entry(place, *arguments)` in `count` processes and return the first exit code that is not 0, or 0.
 
-    SIGINT and SIGTERM are handed on to every rank, once each. When a rank fails, the others are asked to end, and ended
-    after a grace period; when this process dies, the ranks are told by the kernel.
+    SIGINT and SIGTERM are handed on to every rank, once each. When a rank fails, the others have a grace period to end
+    by themselves before they are ended; when this process dies, the ranks are told by the kernel.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")

@@ -6,10 +6,10 @@ from orpo_exp.layouts import Layout
 from orpo_exp.losses import Loss, Scope
 from orpo_exp.plugins import Plugin
 from orpo_exp.training.metrics import reduce_outputs
-from orpo_exp.training.objectives import gather_logps
+from orpo_exp.training.objectives import gather_logps, reported_once
 from orpo_exp.training.reference import HELD_OUT, Reference
 from orpo_exp.training.sharing import share
-from orpo_exp.types import Counts, LossOutput, TokenizedPair
+from orpo_exp.types import Counts, TokenizedPair
 
 
 def evaluate(
@@ -31,20 +31,12 @@ def evaluate(
     logps = plugin.score(micro_batches)
     own = [pair for part in shares for pair in part]
     compared = None if reference is None else reference.logps(HELD_OUT, own, micro_batches)
-    outputs: list[LossOutput]
     if loss.scope is Scope.batch:
         whole, _ = gather_logps(plugin, logps)
-        output = loss(whole, None if compared is None else gather_logps(plugin, compared)[0], weight, counts)
-        part = 1.0 / plugin.data_parallel_size  # every replica holds the whole set's numbers
-        outputs = [
-            LossOutput(
-                output.loss * part,
-                {name: value * part for name, value in output.terms.items()},
-                {name: value * part for name, value in output.per_pair.items()},
-            )
-        ]
+        reference_whole = None if compared is None else gather_logps(plugin, compared)[0]
+        output = reported_once(plugin, loss(whole, reference_whole, weight, counts))
     else:
-        outputs = [loss(logps, compared and compared.to(logps.chosen.values.device), weight, counts)]
-    metrics = reduce_outputs(plugin, outputs, counts)
+        output = loss(logps, compared and compared.to(logps.chosen.values.device), weight, counts)
+    metrics = reduce_outputs(plugin, [output], counts)
     del metrics["stop"]
     return metrics

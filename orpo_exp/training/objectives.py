@@ -69,12 +69,16 @@ def _batch_objective(
         parts = [(pieces[number][span], part.values) for span, part in logps.by_span().items()]
         return torch.stack([(g.to(v.device) * v).sum(dtype=torch.float64) for g, v in parts]).sum()
 
-    # every replica holds the whole batch's numbers: report them once
+    return objective, [reported_once(plugin, output)]
+
+
+def reported_once(plugin: Plugin, whole: LossOutput) -> LossOutput:
+    """This replica's share of an output that every replica holds whole: all of it on the first, nothing elsewhere."""
     if plugin.data_parallel_rank == 0:
-        return objective, [output]
-    nothing = {name: torch.zeros_like(value) for name, value in output.terms.items()}
-    no_pair = {name: value[:0] for name, value in output.per_pair.items()}
-    return objective, [LossOutput(torch.zeros_like(output.loss), nothing, no_pair)]
+        return whole
+    nothing = {name: torch.zeros_like(value) for name, value in whole.terms.items()}
+    no_pair = {name: value[:0] for name, value in whole.per_pair.items()}
+    return LossOutput(torch.zeros_like(whole.loss), nothing, no_pair)
 
 
 def gather_logps(plugin: Plugin, own: PairLogps) -> tuple[PairLogps, int]:

@@ -127,15 +127,14 @@ class Cached(Reference):
                 tensors |= self._score(split, of_split, micro_batch_size)
             if self.plugin.is_main:
                 _write(path, tensors)
-        self.whole = {split: _from_tensors(split, tensors) for split in pairs}
-        self.place = {split: {int(row): i for i, row in enumerate(tensors[f"{split}/rows"])} for split in pairs}
+        self.of_row = {split: _by_row(split, tensors) for split in pairs}
 
     def logps(self, split: str, pairs: Sequence[TokenizedPair], micro_batches: Sequence[Batch]) -> PairLogps:
         """See Reference."""
-        whole, place = self.whole[split], self.place[split]
+        of_row = self.of_row[split]
         if not pairs:
-            return whole.slice(0, 0)
-        return PairLogps.concatenate([whole.slice(place[pair.row], place[pair.row] + 1) for pair in pairs])
+            return next(iter(of_row.values())).slice(0, 0)
+        return PairLogps.concatenate([of_row[pair.row] for pair in pairs])
 
     def _fingerprint(self, pairs: dict[str, list[TokenizedPair]]) -> str:
         run_by = f"{type(self.plugin).__name__} {self.plugin.config} {sorted(need.name for need in self.needs)}"
@@ -162,14 +161,16 @@ class Cached(Reference):
         return tensors
 
 
-def _from_tensors(split: str, tensors: dict[str, Tensor]) -> PairLogps:
+def _by_row(split: str, tensors: dict[str, Tensor]) -> dict[int, PairLogps]:
+    """Each pair's log-probabilities by its row; taken apart once, for every step looks pairs up."""
+    rows = tensors[f"{split}/rows"].tolist()
     spans = [span for span in Span if f"{split}/{span.name}/values" in tensors]
-    return PairLogps.from_spans(
-        {
-            span: TokenLogps(tensors[f"{split}/{span.name}/values"], tensors[f"{split}/{span.name}/lengths"])
-            for span in spans
-        }
-    )
+    lengths = {span: tensors[f"{split}/{span.name}/lengths"] for span in spans}
+    values = {span: tensors[f"{split}/{span.name}/values"].split(lengths[span].tolist()) for span in spans}
+    return {
+        row: PairLogps.from_spans({span: TokenLogps(values[span][i], lengths[span][i : i + 1]) for span in spans})
+        for i, row in enumerate(rows)
+    }
 
 
 def _read(path: Path) -> dict[str, Tensor]:
