@@ -1,44 +1,42 @@
-"""The command line: compose, check, start the ranks."""
+"""The command line: compose, check, start the run or the sweep."""
 
 import os
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import hydra
-import torch
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.utils import get_args_parser
-from hydra.core.config_store import ConfigStore
-from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, open_dict
 
-from orpo_exp.config import RunConfig, typed
+from orpo_exp.composition import check, chosen_launcher, compose, conf_folder, outside_conf, search_path
 from orpo_exp.data import DATA
 from orpo_exp.models import MODELS
-from orpo_exp.plugins import Place, start_ranks, torchrun_place
-from orpo_exp.registry import import_outside, outside_folders
+from orpo_exp.plugins import Place, torchrun_place
+from orpo_exp.registry import import_outside
+from orpo_exp.resuming import has_work
 from orpo_exp.run_folder import RunOrder
 from orpo_exp.schema import ConfigError
+from orpo_exp.sweeps.launchers import Launcher
+from orpo_exp.sweeps.points import Combination, Plan, combinations, plan, sweep_name
+from orpo_exp.sweeps.progress import GOING_ON, states
+from orpo_exp.sweeps.states import write_sweep
+from orpo_exp.sweeps.summary import write_summary
 from orpo_exp.user_errors import ComposeError, error_page, explain
-
-ConfigStore.instance().store(group="schema", name="run", node=RunConfig)
-
-
-def conf_folder() -> Path:
-    """The configuration files: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).resolve().parent
-    return next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 1 failed, 2 refused, 130 interrupted."""
+    """Run the command line and return its exit code.
+
+    0, 1 failed, 2 refused, 128 + n stopped by signal n (130 for Ctrl-C); a sweep's is that of its worst point.
+    """
     if arguments is not None:
         sys.argv[1:] = arguments  # Hydra reads them there
-    args = get_args_parser().parse_args()
-    quiet = (place := torchrun_place(os.environ)) is not None and place.rank > 0
+    args = get_args_parser().parse_intermixed_args()
+    place = torchrun_place(os.environ)
     try:
         import_outside()
         if args.help:
@@ -47,55 +45,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(help_page([conf_folder(), *outside_conf()]))
             return 0
         if args.hydra_help or args.info or args.shell_completion:
-            return with_hydra()
-        points = sweep_points(args.overrides, args.config_dir) if args.multirun else [args.overrides]
-        orders = [compose(point, args.config_dir) for point in points]
+            return with_hydra(args.overrides)
         if args.cfg:
-            return with_hydra()
-        checked = [check(cfg, point) for cfg, point in zip(orders, points, strict=True)]
-        for order in checked:
-            preflight(order)
+            compose(combinations(args.overrides)[0].overrides if args.multirun else args.overrides, args.config_dir)
+            return with_hydra(args.overrides)
+        if args.multirun:
+            if place is not None:
+                do = "Start it without torchrun: the launcher starts the ranks of each point (processes=...)."
+                raise ConfigError("--multirun", "torchrun", "a sweep that is started once", do)
+            return sweep(args.overrides, args.config_dir)
+        composed = compose(args.overrides, args.config_dir)
+        launcher = chosen_launcher(composed)
+        order = check(composed, args.overrides)
+        if place is None:
+            launcher.check([order])
+        if not has_work(order):
+            print(f"This run has completed already: {order.folder}")
+            return 0
+        preflight(order)
+        return start(order, place, launcher)
     except (ConfigError, *ComposeError) as error:
-        if not quiet:
+        if place is None or place.rank == 0:
             print(error_page(explain(error, args.overrides)), file=sys.stderr)
         return 2
-    return with_hydra() if args.multirun else start(checked[0], place)
-
-
-def compose(overrides: list[str], config_dir: str | None) -> DictConfig:
-    """The composed configuration with Hydra's own part; Hydra's and OmegaConf's exceptions pass through."""
-    folders = [*([Path(config_dir).resolve()] if config_dir else []), *outside_conf()]
-    with hydra.initialize_config_dir(str(conf_folder()), job_name="orpo_exp", version_base="1.3"):
-        return hydra.compose("config", overrides=[*overrides, *search_path(folders)], return_hydra_config=True)
-
-
-def outside_conf() -> list[Path]:
-    """The configuration folders of the user's own components."""
-    return [folder / "conf" for folder in outside_folders() if (folder / "conf").is_dir()]
-
-
-def search_path(folders: Sequence[Path]) -> list[str]:
-    """The override that makes Hydra look for options in these folders as well; none for no folder."""
-    return [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders)}]"] if folders else []
-
-
-def check(composed: DictConfig, overrides: list[str]) -> RunOrder:
-    """What is to be run, typed and checked; ConfigError where it cannot be."""
-    choices = {str(group): str(option) for group, option in composed.hydra.runtime.choices.items()}
-    folder = Path(composed.hydra.run.dir)
-    with open_dict(composed):
-        composed.pop("hydra")
-    groups = {group: option for group, option in choices.items() if not group.startswith("hydra")}
-    config = typed(composed, groups)
-    return RunOrder(config, folder, groups.get("experiment", "adhoc"), overrides)
 
 
 def preflight(order: RunOrder) -> None:
     """Refuse what only a look at the disk can tell, before anything is made there."""
-    if (order.folder / "result.json").exists():
-        raise ConfigError(
-            "hydra.run.dir", str(order.folder), "a folder without a run in it", "Choose another, or move that run away."
-        )
     try:
         MODELS.build(order.config.model).check()
         DATA.build(order.config.data).load(order.config.seed)
@@ -105,50 +81,98 @@ def preflight(order: RunOrder) -> None:
         raise ConfigError("data", order.config.choices.get("data"), "data that can be read", str(error)) from error
 
 
-def start(order: RunOrder, place: Place | None) -> int:
-    """Run in this process where it is a rank already or the only one, else in as many as asked for."""
+def start(order: RunOrder, place: Place | None, launcher: Launcher) -> int:
+    """Run in this process where torchrun has made it a rank already, else as the launcher does."""
     from orpo_exp.experiment import run_rank
 
-    count = rank_count(order)
     if place is not None:
         return run_rank(place, order)
-    return run_rank(Place(), order) if count == 1 else start_ranks(count, run_rank, order)
+    return launcher.run(order, run_rank)
 
 
-def rank_count(order: RunOrder) -> int:
-    """Ranks to start on this machine: as many as asked for, else one for each visible GPU, else one."""
-    return order.config.processes or max(1, torch.cuda.device_count())
+def sweep(overrides: list[str], config_dir: str | None) -> int:
+    """Compose and check every point, then have those run that are missing or have not completed."""
+    first = combinations(overrides)[0]
+    with named(first):
+        composed = compose(first.overrides, config_dir)
+        launcher = chosen_launcher(composed)
+    preset: DictConfig = composed.hydra.sweeper.params or DictConfig({})
+    given = {override.lstrip("+").partition("=")[0] for override in first.overrides}
+    own = [f"{key!s}={values}" for key, values in preset.items() if str(key) not in given]
+    orders: list[tuple[Combination, RunOrder]] = []
+    for point in combinations([*overrides, *own]):
+        with named(point):
+            orders.append((point, checked_point(point, config_dir, preset)))
+    launcher.check([order for _, order in orders])
+
+    name = composed.sweep.name or sweep_name([order.config for _, order in orders], list(orders[0][0].swept))
+    with open_dict(composed):
+        composed.sweep.name = name
+    folder = Path(composed.hydra.sweep.dir).absolute()
+    planned = plan(folder, orders[0][1].experiment, overrides, orders)
+    inputs: dict[str, RunOrder] = {}
+    for order in planned.to_run:
+        has_work(order)  # refuses what lies in its folder
+        inputs.setdefault(repr((order.config.model, order.config.data, order.config.seed)), order)
+    for order in inputs.values():
+        preflight(order)
+    return carry_out(planned, folder, launcher)
 
 
-def sweep_points(overrides: list[str], config_dir: str | None) -> list[list[str]]:
-    """The overrides of each point of a sweep: what the command varies, and what a preset says is to be varied."""
-    parser = OverridesParser.create()
-    fixed = [
-        text for text, o in zip(overrides, parser.parse_overrides(overrides), strict=True) if not o.is_sweep_override()
-    ]
-    varied = compose(fixed, config_dir).hydra.sweeper.params or {}
-    given = {o.key_or_group for o in parser.parse_overrides(overrides)}
-    whole = [*overrides, *(f"{key}={values}" for key, values in varied.items() if key not in given)]
-    batches: list[list[list[str]]] = BasicSweeper.split_arguments(parser.parse_overrides(whole), max_batch_size=None)
-    return [point for batch in batches for point in batch]
+def checked_point(point: Combination, config_dir: str | None, preset: DictConfig) -> RunOrder:
+    """One point, composed and checked. What its preset says is to be varied must be what the first point's says."""
+    composed = compose(point.overrides, config_dir)
+    if (own := composed.hydra.sweeper.params or DictConfig({})) != preset:
+        allowed = f"in all points the same, here {dict(preset)}"
+        raise ConfigError("hydra.sweeper.params", dict(own), allowed, "Sweep over these presets one after another.")
+    if any(override.startswith("hydra.run.dir=") for override in point.overrides):
+        allowed = "nothing: the points have folders of their own in hydra.sweep.dir"
+        raise ConfigError("hydra.run.dir", composed.hydra.run.dir, allowed, "Give hydra.sweep.dir or sweep.name.")
+    return check(composed, point.overrides)
 
 
-def with_hydra() -> int:
-    """Hand the command line to Hydra itself: its information pages, and the points of a sweep one after another."""
-    codes: list[int] = []
-    sys.argv += search_path(outside_conf())
+@contextmanager
+def named(point: Combination) -> Iterator[None]:
+    """Say of an error in which point it is."""
+    try:
+        yield
+    except (ConfigError, *ComposeError) as error:
+        told = explain(error, point.overrides)
+        raise ConfigError(told.key, f"{told.given} in the point {point.name}", told.allowed, told.do) from error
 
-    def point(composed: DictConfig) -> None:
-        from orpo_exp.experiment import run_rank
 
-        job = HydraConfig.get()
-        composed = composed.copy()
-        with open_dict(composed):
-            composed.hydra = {"runtime": {"choices": job.runtime.choices}, "run": {"dir": job.runtime.output_dir}}
-        order = check(composed, list(job.overrides.task))
-        # a process of its own for each point: nothing is left over from the one before
-        codes.append(start_ranks(rank_count(order), run_rank, order))
+def carry_out(planned: Plan, folder: Path, launcher: Launcher) -> int:
+    """Write down what the sweep is, say what is to be done, do it."""
+    from orpo_exp.experiment import run_rank
 
-    run: Any = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(point)
-    run()
-    return max(codes, default=0)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_sweep(folder, planned.sweep)
+    counts = ", ".join(f"{count} {state}" for state, count in planned.states.items())
+    print(f"{folder}\n{planned.states.total()} points: {counts}; {len(planned.to_run)} to run", flush=True)
+    if not planned.to_run:
+        if not any(planned.states[state] for state in GOING_ON):
+            tell_summary(folder)
+        return 0
+    code = launcher.sweep(folder, planned.to_run, run_rank)
+    if (found := states(folder)) is not None and not any(state in GOING_ON for state in found.values()):
+        tell_summary(folder)
+    if code:
+        print(f"This goes on with what is left:\n  {shlex.join(['python', '-m', 'orpo_exp', *sys.argv[1:]])}")
+    return code
+
+
+def tell_summary(folder: Path) -> None:
+    """Rebuild the sweep's summary and print its answer."""
+    try:
+        print(f"\n{write_summary(folder).text}\n{folder / 'summary.md'}")
+    except (ValueError, OSError) as error:
+        print(f"no summary: {error}", file=sys.stderr)
+
+
+def with_hydra(overrides: list[str]) -> int:
+    """Hand the command line to Hydra itself, for its information pages. It wants all flags before all overrides."""
+    flags = [argument for argument in sys.argv[1:] if argument not in overrides]
+    sys.argv[1:] = [*flags, *overrides, *search_path(outside_conf())]
+    show: Any = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(lambda cfg: None)
+    show()
+    return 0

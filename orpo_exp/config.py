@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -19,6 +21,13 @@ from orpo_exp.training.reference import REFERENCES, ReferenceConfig
 from orpo_exp.types import Need
 
 
+class Direction(Enum):
+    """Which end of a metric is the good one."""
+
+    max = "max"
+    min = "min"
+
+
 @dataclass
 class TrainConfig(Settings):
     """The loop's settings; pairs and optimizer steps are the units."""
@@ -30,8 +39,25 @@ class TrainConfig(Settings):
     max_grad_norm: float | None = setting(1.0, gt=0)
     eval_every: int = setting(50, ge=0)
     log_every: int = setting(1, ge=1, affects_numbers=False)
+    save_every: int = setting(200, ge=0, affects_numbers=False)
+    keep_last: int = setting(2, ge=1, affects_numbers=False)
+    keep_best: int = setting(0, ge=0, affects_numbers=False)
+    best_metric: str = setting("rewards/accuracy", affects_numbers=False)
+    best_direction: Direction = field(default=Direction.max, metadata={"affects_numbers": False})
     samples: int = setting(4, ge=0, affects_numbers=False)
     sample_tokens: int = setting(64, ge=1, affects_numbers=False)
+
+
+@dataclass
+class SweepConfig(Settings):
+    """How a sweep is told from others. name: its folder's; None: a hash of what is swept."""
+
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.name is not None and not re.fullmatch(r"[\w=,+-][\w.=,+-]*", self.name, re.ASCII):
+            raise ConfigError("name", self.name, "letters, digits and _ . = , + -", "Choose a name for a folder.")
 
 
 @dataclass
@@ -51,14 +77,20 @@ class RunConfig(Settings):
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = setting(0, ge=0, lt=2**31)
     processes: int | None = setting(None, ge=1, affects_numbers=False)
+    resume: str = setting("auto", affects_numbers=False)
+    sweep: SweepConfig = field(default_factory=SweepConfig, metadata={"affects_numbers": False})
     choices: dict[str, str] = field(default_factory=dict)
 
     @property
     def config_hash(self) -> str:
         """16 hexadecimal digits over everything that can change a number of the run."""
-        content = numeric_content(self)
+        return hashlib.sha256(json.dumps(self.numeric(), sort_keys=True).encode()).hexdigest()[:16]
+
+    def numeric(self) -> dict[str, Any]:
+        """Everything that can change a number of the run, as plain values."""
+        content: dict[str, Any] = numeric_content(self)
         content["choices"].pop("tracker", None)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+        return content
 
 
 def typed(node: DictConfig, choices: dict[str, str]) -> RunConfig:
@@ -83,6 +115,12 @@ def typed(node: DictConfig, choices: dict[str, str]) -> RunConfig:
         config.optimizer.lr = MODELS.of(config.model).suited_lr
     check(config)
     return config
+
+
+def typed_part(node: DictConfig, key: str) -> Any:
+    """A part of a composed configuration as its typed object, checked as `typed` does; `key`: where it lies."""
+    _check_keys(node, key)
+    return _object(node, key)
 
 
 def _object(node: DictConfig, key: str) -> Any:
@@ -129,6 +167,13 @@ def check(config: RunConfig) -> None:
             config.model.dropout,
             "0, for this loss scores each batch twice and must see the same numbers",
             "Set model.dropout=0.",
+        )
+    if Need.mismatched in loss.needs and train.global_batch_size == 1:
+        raise ConfigError(
+            "train.global_batch_size",
+            1,
+            "2 or more, for this loss takes another pair's answers from the same batch",
+            "Raise train.global_batch_size.",
         )
     if loss.needs_reference and Need.mismatched in loss.needs and REFERENCES.of(config.reference).per_pair:
         raise ConfigError(

@@ -2,14 +2,13 @@
 
 import copy
 import dataclasses
+import errno
 import logging
-import shlex
+import signal
 import traceback
 from pathlib import Path
 
-import torch
-
-from orpo_exp.config import resolved
+from orpo_exp.config import Direction, TrainConfig, resolved
 from orpo_exp.data import DATA
 from orpo_exp.data.order import Order
 from orpo_exp.data.tokenize import TokenizedData, prepare, training_texts
@@ -19,23 +18,26 @@ from orpo_exp.models import MODELS, LoadedModel
 from orpo_exp.models.base import parameter_count
 from orpo_exp.optimizers import OPTIMIZERS, SCHEDULERS
 from orpo_exp.plugins import PLUGINS, Place, Plugin
-from orpo_exp.run_folder import RunFolder, RunOrder
+from orpo_exp.resuming import find_checkpoint, has_work
+from orpo_exp.run_folder import RunFolder, RunOrder, package_versions
 from orpo_exp.tracking import TRACKERS, RunInfo, Trackers
 from orpo_exp.tracking.console import setup_logging
 from orpo_exp.tracking.jsonl import Jsonl
 from orpo_exp.training import Loop, TrainingDiverged, write_samples
+from orpo_exp.training.checkpoints import Checkpoints, Keep, NotSaved, from_main
 from orpo_exp.training.reference import REFERENCES
 
 log = logging.getLogger(__name__)
 
-COMPLETED, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130
+COMPLETED, FAILED, REFUSED, STOPPED = 0, 1, 2, 128
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run_rank(place: Place, order: RunOrder) -> int:
-    """Run one rank of a run from start to end; the process's exit code.
+    """Run one rank of a run from where it stands to its end; the process's exit code.
 
-    0 completed, 1 failed, 2 refused because of what the user gave, 130 interrupted. The main rank's result.json and
-    log say the same, whatever the end was.
+    0 completed, 1 failed, 2 refused because of what the user gave, 128 + its number when stopped by a signal (130 for
+    Ctrl-C). The main rank's result.json and log say the same, whatever the end was.
     """
     main = place.rank == 0
     setup_logging(None, main=main, rank=place.rank)
@@ -45,37 +47,57 @@ def run_rank(place: Place, order: RunOrder) -> int:
     status, error, code = "failed", None, FAILED
     try:
         plugin = PLUGINS.build(order.config.plugin, place)
-        order = dataclasses.replace(order, folder=agreed(plugin, order.folder))
+        order = dataclasses.replace(order, folder=Path(plugin.exchange(str(order.folder))[0]))
+        if not from_main(plugin, lambda: has_work(order)):
+            log.info("this run has completed already: %s", order.folder)
+            return COMPLETED
         if main:
             folder = RunFolder(order.folder)
             folder.begin(order.config, order.overrides, place.world_size)
         plugin.barrier()
         setup_logging(order.folder, main=main, rank=place.rank)
-        interrupted = run(plugin, order, folder, trackers)
-        status, code = ("interrupted", INTERRUPTED) if interrupted else ("completed", COMPLETED)
+        signal_number = run(plugin, order, folder, trackers)
+        status, code = ("interrupted", STOPPED + signal_number) if signal_number else ("completed", COMPLETED)
     except KeyboardInterrupt:
-        status, error, code = "interrupted", "stopped by the user", INTERRUPTED
-    except TrainingDiverged as diverged:
-        error = str(diverged)
-        log.error("%s", diverged)
+        status, error, code = "interrupted", "stopped by the user", STOPPED + signal.SIGINT
+    except (TrainingDiverged, NotSaved) as told:
+        error = str(told)
+        log.error("%s", told)
     except ValueError as refused:
         error, code = str(refused), REFUSED
         log.error("%s", refused)
         log.debug("where it happened", exc_info=True)
     except Exception as failure:
         error = "".join(traceback.format_exception(failure))
-        log.exception("the run failed")
+        if isinstance(failure, OSError) and failure.errno in FULL_DISK:
+            log.error("the disk is full: %s. The last checkpoint is intact.", failure)
+            log.debug("where it happened", exc_info=True)
+        else:
+            log.exception("the run failed")
     finally:
         if plugin:
             plugin.close()
     if folder:
-        folder.end(status, error)
-        trackers.finish(folder.result)
+        ended(folder, trackers, status, error)
+    if main and code not in (COMPLETED, REFUSED):
+        log.warning("To go on with this run: %s", order.resume_command)
     return code
 
 
-def run(plugin: Plugin, order: RunOrder, folder: RunFolder | None, trackers: Trackers) -> bool:
-    """Load, train, evaluate, save. True where a signal ended it early."""
+def ended(folder: RunFolder, trackers: Trackers, status: str, error: str | None) -> None:
+    """Say everywhere how the run ended. A result.json that cannot be written must not hide why."""
+    try:
+        folder.end(status, error)
+    except OSError as failure:
+        log.error("result.json could not be written: %s", failure)
+    trackers.finish(folder.result)
+
+
+def run(plugin: Plugin, order: RunOrder, folder: RunFolder | None, trackers: Trackers) -> int:
+    """Load, go on where the last checkpoint stands, train, evaluate, save.
+
+    Returns the number of the signal that ended it early, 0 for none.
+    """
     config, train = order.config, order.config.train
     data = DATA.build(config.data).load(config.seed)
     loaded = MODELS.build(config.model).load(training_texts(data), config.seed)
@@ -90,17 +112,28 @@ def run(plugin: Plugin, order: RunOrder, folder: RunFolder | None, trackers: Tra
     reference = REFERENCES.build(config.reference, plugin, layout, loss.needs) if loss.needs_reference else None
     beside = copy.deepcopy(loaded.model) if reference and reference.beside_policy else None
     plugin.prepare(loaded.model, loaded.finish_logits, optimizer.make(parameters), train.max_grad_norm)
+    plugin.seed(config.seed)
     if beside:
         plugin.hold_reference(beside)
 
+    about = {
+        "plugin": type(plugin).__name__,
+        "world_size": plugin.world_size,
+        "versions": package_versions(),
+        "settings": config.numeric(),
+        "data": pairs.fingerprint(),
+    }
+    checkpoint, resumed_from = from_main(plugin, lambda: find_checkpoint(order, about))
     if folder:
+        folder.write(total_steps=max_steps)
         trackers.trackers += [Jsonl(), *(TRACKERS.build(tracker) for tracker in config.tracker.values())]
-        trackers.start(RunInfo(order.folder, order.experiment, resolved(config), max_steps))
+        trackers.start(RunInfo(order.folder, order.experiment, resolved(config), max_steps, resumed_from))
     report(order, loaded, pairs, plugin.world_size)
 
     if reference:
         seen = max_steps * train.global_batch_size if pairs.size is None else pairs.size
         reference.begin(pairs, seen, train.micro_batch_size)
+    moves = reference is not None and reference.moves
     loop = Loop(
         plugin=plugin,
         layout=layout,
@@ -116,13 +149,25 @@ def run(plugin: Plugin, order: RunOrder, folder: RunFolder | None, trackers: Tra
         micro_batch_size=train.micro_batch_size,
         eval_every=train.eval_every,
         log_every=train.log_every,
+        save_every=train.save_every,
+        checkpoints=Checkpoints(order.folder / "checkpoints", plugin, about, keep(train), moves),
         heartbeat=folder.heartbeat if folder else lambda step: None,
     )
     before = answers(plugin, loaded, pairs, train.samples, train.sample_tokens)
+    if checkpoint:
+        loop.resume(Path(checkpoint))
+        log.info("resumed at step %d of %d, from %s", loop.step, max_steps, checkpoint)
     loop.run()
-    after = answers(plugin, loaded, pairs, train.samples, train.sample_tokens)
 
     memory = plugin.peak_memory_bytes()
+    if folder:
+        folder.write(steps=loop.step, eval=loop.eval_metrics, peak_memory_bytes=memory, **loop.speed.overall())
+        draw_plots(order.folder)
+    if loop.stopped_by:
+        name = signal.Signals(loop.stopped_by).name
+        log.warning("Stopped by %s after step %d of %d; everything is saved.", name, loop.step, max_steps)
+        return loop.stopped_by
+    after = answers(plugin, loaded, pairs, train.samples, train.sample_tokens)
     plugin.save_weights(order.folder / "model")
     if folder:
         loaded.tokenizer.save_pretrained(order.folder / "model")
@@ -131,17 +176,13 @@ def run(plugin: Plugin, order: RunOrder, folder: RunFolder | None, trackers: Tra
             pairs.texts[: train.samples],
             {"before training": before, "after training": after},
         )
-        draw_plots(order.folder)
-        folder.write(steps=loop.step, eval=loop.eval_metrics, peak_memory_bytes=memory, **loop.speed.overall())
-    if loop.interrupted:
-        log.warning("Stopped after step %d of %d. To start anew: %s", loop.step, max_steps, command(order))
-    return loop.interrupted
+    return 0
 
 
-def agreed(plugin: Plugin, folder: Path) -> Path:
-    """The main rank's folder. Ranks that torchrun starts compose by themselves, each with a time of its own."""
-    name = torch.frombuffer(bytearray(str(folder), "utf-8"), dtype=torch.uint8)
-    return Path(bytes(plugin.gather(name)[0].tolist()).decode("utf-8"))
+def keep(train: TrainConfig) -> Keep:
+    """Which checkpoints the settings keep."""
+    sign = 1.0 if train.best_direction is Direction.max else -1.0
+    return Keep(train.keep_last, train.keep_best, train.best_metric, sign)
 
 
 def total_steps(steps_per_epoch: int | None, max_steps: int | None, epochs: float | None) -> int:
@@ -184,8 +225,3 @@ def draw_plots(folder: Path) -> None:
         plot_run(folder)
     except Exception as error:
         log.warning("the plots could not be drawn: %s: %s", type(error).__name__, error)
-
-
-def command(order: RunOrder) -> str:
-    """The command line that asked for this run."""
-    return shlex.join(["python", "-m", "orpo_exp", *order.overrides])

@@ -15,6 +15,7 @@ GROUPS = (
     "scheduler",
     "plugin",
     "tracker",
+    "hydra/launcher",
 )
 
 HEAD = """\
@@ -31,7 +32,9 @@ A run is composed from one option of each group below; `group=option` chooses, `
   python -m orpo_exp +experiment=quickstart processes=2
       the same curve on two processes; on GPUs the default is one process for each
   python -m orpo_exp --multirun +experiment=quickstart loss.lam=0,0.1,0.5 seed=0,1
-      one run for each combination
+      one run for each combination, and a summary of them; given again, it runs what is missing or failed
+  python -m orpo_exp --multirun +experiment=lambda_sweep hydra/launcher=slurm hydra.launcher.partition=gpu
+      the same as jobs of a Slurm cluster; without --multirun, a single run as a job
 
 Options of each group; each is a file conf/<group>/<option>.yaml, where every key is explained
 """
@@ -41,6 +44,7 @@ FOOT = """
   --config-dir D  look for options in the folder D as well, e.g. D/experiment/mine.yaml
   --multirun, -m  run every combination of comma-separated values
   hydra.run.dir=D where the run's folder is made; default outputs/<experiment>/<date>_<time>_<microseconds>
+  sweep.name=N    a sweep's folder, sweeps/<experiment>/N; default a hash of what is swept
 
 A run ends with the page that says where everything lies."""
 

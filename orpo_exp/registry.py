@@ -50,6 +50,10 @@ class Registry(Generic[C]):
 
         return keep
 
+    def __contains__(self, config_class: object) -> bool:
+        """Whether this is the configuration class of one of the components."""
+        return config_class in self._class_of
+
     def of(self, config: object) -> type[C]:
         """The component's class for a typed configuration."""
         return self._class_of[type(config)]

@@ -4,9 +4,11 @@ import dataclasses
 import json
 import os
 import platform
+import shlex
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 from omegaconf import OmegaConf
 
 from orpo_exp.config import RunConfig, resolved
+from orpo_exp.sweeps.states import RESULT, read_result, write_atomically
 
 PACKAGES = ("orpo-exp", "torch", "colossalai", "transformers", "datasets", "hydra-core")
 HEARTBEAT_SECONDS = 10.0
@@ -29,12 +32,16 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.result: dict[str, Any] = {}
+        self._earlier = 0.0
         self._started = time.time()
         self._written = 0.0
 
     def begin(self, config: RunConfig, overrides: list[str], world_size: int) -> None:
-        """Make the folder and say that the run is running."""
+        """Make the folder and say that the run is running; of an earlier attempt, time and requeues are counted on."""
         self.path.mkdir(parents=True, exist_ok=True)
+        former, job_id = read_result(self.path) or {}, slurm_job_id(os.environ)
+        self._earlier = former.get("wall_time_seconds", 0.0)
+        requeued = job_id is not None and former.get("job_id") == job_id
         OmegaConf.save(resolved(config), self.path / "config.yaml")
         self.result = {
             "status": "running",
@@ -47,16 +54,17 @@ class RunFolder:
             "hardware": hardware(),
             "world_size": world_size,
             "steps": 0,
+            "total_steps": None,
             "eval": {},
             "pairs_per_second": None,
             "tokens_per_second": None,
             "peak_memory_bytes": None,
             "wall_time_seconds": 0.0,
-            "requeues": 0,
+            "requeues": former.get("requeues", 0) + requeued,
             "heartbeat": None,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "job_id": os.environ.get("SLURM_JOB_ID"),
+            "job_id": job_id,
         }
         self.write()
 
@@ -74,10 +82,16 @@ class RunFolder:
     def write(self, **values: Any) -> None:
         """Replace result.json, with further values if given."""
         self._written = time.time()
-        self.result |= values | {"heartbeat": self._written, "wall_time_seconds": self._written - self._started}
-        beside = self.path / "result.json.tmp"
-        beside.write_text(json.dumps(self.result, indent=2) + "\n", encoding="utf-8")
-        beside.replace(self.path / "result.json")
+        elapsed = self._earlier + self._written - self._started
+        self.result |= values | {"heartbeat": self._written, "wall_time_seconds": elapsed}
+        write_atomically(self.path / RESULT, json.dumps(self.result, indent=2) + "\n")
+
+
+def slurm_job_id(environment: Mapping[str, str]) -> str | None:
+    """The Slurm job this process belongs to, `123_0` for an array's task; None outside Slurm."""
+    if "SLURM_ARRAY_JOB_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment.get("SLURM_JOB_ID")
 
 
 def git_state() -> dict[str, Any] | None:
@@ -123,3 +137,9 @@ class RunOrder:
     folder: Path
     experiment: str
     overrides: list[str]
+
+    @property
+    def resume_command(self) -> str:
+        """The command line that goes on with this run."""
+        kept = [o for o in self.overrides if o.partition("=")[0] not in ("hydra.run.dir", "resume")]
+        return shlex.join(["python", "-m", "orpo_exp", *kept, f"hydra.run.dir={self.folder}"])

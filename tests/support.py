@@ -1,10 +1,21 @@
 """What several tests share."""
 
+import json
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 
+from orpo_exp.plugins import Place
+from orpo_exp.run_folder import RunOrder
 from orpo_exp.types import Counts, PairLogps, TokenizedPair, TokenLogps
 
 WORDS = ("red", "blue", "green", "tiny", "house", "walks", "sings", "over", "the")
@@ -52,3 +63,67 @@ def random_pairs(count: int, vocabulary: int, seed: int = 0) -> list[TokenizedPa
         return [rng.randrange(vocabulary) for _ in range(rng.randint(least, most))]
 
     return [pair(row, ids(1, 12), ids(1, 9), ids(1, 20)) for row in range(count)]
+
+
+RATES = ("time", "pairs_per_second", "tokens_per_second")
+
+
+def numbers(folder: Path) -> list[dict[str, Any]]:
+    """metrics.jsonl line by line, as it stands, without times and rates: what must be equal bit for bit."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in RATES} for line in lines]
+
+
+def start_run(cwd: Path, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start the command line in a process of its own."""
+    variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | (environment or {})
+    return subprocess.Popen(
+        [sys.executable, "-m", "orpo_exp", *arguments],
+        cwd=cwd, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+
+
+def wait_for_end(process: subprocess.Popen[str], code: int = 0, timeout: float = 180) -> str:
+    """The output of a process that is to end with this exit code."""
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    assert process.returncode == code, output
+    return output
+
+
+def killed_at(step: int, process: subprocess.Popen[str], folder: Path, timeout: float = 180) -> None:
+    """SIGKILL a run and all its ranks as soon as a step is logged."""
+    deadline = time.monotonic() + timeout
+    metrics = folder / "metrics.jsonl"
+    try:
+        while not (metrics.exists() and f'"step": {step},' in metrics.read_text()):
+            assert process.poll() is None, process.communicate()[0]
+            assert time.monotonic() < deadline, "it took too long"
+            time.sleep(0.005)
+    finally:
+        kill_tree(process)
+
+
+def kill_tree(process: subprocess.Popen[str]) -> None:
+    """SIGKILL a process and all its children at once, the children first."""
+    pids = [*children(process.pid), process.pid]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    process.communicate()
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        time.sleep(0.01)
+
+
+def children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def run_all(place: Place, ports: Sequence[int], orders: Sequence[RunOrder]) -> int:
+    """This rank of one run after another, without plots; the ranks meet at another port for each. The worst code."""
+    from orpo_exp import experiment
+
+    experiment.draw_plots = lambda folder: None
+    return max(experiment.run_rank(replace(place, port=port), order) for port, order in zip(ports, orders, strict=True))

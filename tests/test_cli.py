@@ -10,6 +10,7 @@ from support import uneven_rows
 
 from orpo_exp.cli import main
 from orpo_exp.run_folder import RunOrder
+from orpo_exp.sweeps.points import Plan
 
 TOY = ("model=tiny", "data=toy", "train.max_steps=1")
 OWN = ("+experiment=orpo", "model=tiny")
@@ -31,6 +32,7 @@ REFUSED = [
     ([*TOY, "choices.loss=dpo"], "choices.loss", "dpo", ""),
     ([*TOY, "+choices.loss=dpo"], "choices", "dpo", "nothing: it is filled in"),
     ([*TOY, "train.global_batch_size=0"], "train.global_batch_size", "0", "a whole number, at least 1"),
+    ([*TOY, "loss=kto", "train.global_batch_size=1"], "train.global_batch_size", "1", "2 or more"),
     ([*TOY, "train.max_steps=1.5"], "train.max_steps", "1.5", "a whole number or null"),
     ([*TOY, "train=3"], "train", "3", "global_batch_size"),
     ([*TOY, "processes=99"], "processes", "99", "1 to "),
@@ -93,9 +95,60 @@ def test_refused_at_once(command, key, given, allowed, files, tmp_path, capfd):
 
 
 def test_one_bad_point_refuses_a_sweep_before_the_first_runs(tmp_path, capfd):
-    assert main(["--multirun", *TOY, "loss.lam=0.1,-1"]) == 2
-    assert "-1.0" in capfd.readouterr().err
+    assert main(["--multirun", *TOY, "loss.lam=0.1,-1", "seed=0"]) == 2
+    assert "-1.0 in the point loss.lam=-1\n" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_one_point_whose_data_cannot_be_read_refuses_a_sweep(files, tmp_path, capfd):
+    (tmp_path / "good.jsonl").write_text("".join(json.dumps(row) + "\n" for row in uneven_rows(24)))
+    assert main(["--multirun", *OWN, "data.path=good.jsonl,empty.jsonl", "seed=0,1"]) == 2
+    assert "empty.jsonl" in capfd.readouterr().err
+    assert not (tmp_path / "sweeps").exists()
+
+
+@pytest.fixture
+def planned(monkeypatch) -> list[Plan]:
+    """The plans of the sweeps that are given, none of which is carried out."""
+    plans: list[Plan] = []
+    monkeypatch.setattr("orpo_exp.cli.carry_out", lambda plan, folder, launcher: plans.append(plan) or 0)
+    return plans
+
+
+def test_the_lambda_sweep_is_6_values_with_3_seeds_and_looks_at_each_data_set_once(planned, monkeypatch, tmp_path):
+    looked: list[RunOrder] = []
+    monkeypatch.setattr("orpo_exp.cli.preflight", looked.append)
+    assert main(["--multirun", "+experiment=lambda_sweep"]) == 0
+    (plan,) = planned
+    settings = {(order.config.loss.lam, order.config.seed) for order in plan.to_run}
+    assert settings == {(lam, seed) for lam in (0, 0.05, 0.1, 0.25, 0.5, 1.0) for seed in (0, 1, 2)}
+    assert [order.config.seed for order in looked] == [0, 1, 2]
+    (folder,) = {order.folder.parent for order in plan.to_run}
+    assert folder.parent == tmp_path / "sweeps" / "lambda_sweep"
+
+
+def test_a_command_has_the_say_over_what_its_preset_sweeps(planned, tmp_path):
+    assert main(["+experiment=lambda_sweep", "--multirun", "loss.lam=0.3,0.4", "seed=5", "sweep.name=mine"]) == 0
+    assert {(o.config.loss.lam, o.config.seed) for o in planned[0].to_run} == {(0.3, 5), (0.4, 5)}
+    assert planned[0].to_run[0].folder.parent == tmp_path / "sweeps" / "lambda_sweep" / "mine"
+
+
+def test_a_setting_of_a_swept_option_can_be_fixed(planned):
+    """The default loss has no beta: nothing may be composed without the sweep's own choices."""
+    assert main(["--multirun", *TOY, "loss=dpo,ipo", "loss.beta=0.3"]) == 0
+    assert [order.config.choices["loss"] for order in planned[0].to_run] == ["dpo", "ipo"]
+
+
+def test_presets_that_sweep_other_things_are_not_swept_over(planned, capfd):
+    assert main(["--multirun", "+experiment=lambda_sweep,quickstart"]) == 2
+    assert "hydra.sweeper.params" in capfd.readouterr().err
+
+
+def test_a_sweep_is_started_once_not_by_torchrun(monkeypatch, capfd):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["--multirun", *TOY, "seed=0,1"]) == 2
+    assert "without torchrun" in capfd.readouterr().err
 
 
 def test_a_folder_with_a_run_in_it_is_not_written_over(tmp_path, capfd):
@@ -108,7 +161,7 @@ def test_help_names_every_option(capfd):
     assert main(["--help"]) == 0
     page = capfd.readouterr().out
     conf = Path(__file__).parents[1] / "conf"
-    for option in conf.glob("*/*.yaml"):
+    for option in [*conf.glob("*/*.yaml"), *conf.glob("hydra/launcher/*.yaml")]:
         assert f"    {option.stem} " in page, option
     assert page.count("python -m orpo_exp") >= 5
 
@@ -128,14 +181,14 @@ def test_errors_and_help_import_nothing_heavy(tmp_path):
 
 
 def test_cfg_job_shows_the_configuration_and_runs_nothing(tmp_path, capfd):
-    assert main(["+experiment=quickstart", "loss.lam=0.5", "--cfg", "job"]) == 0
+    assert main(["+experiment=quickstart", "--cfg", "job", "loss.lam=0.5"]) == 0
     assert "lam: 0.5" in capfd.readouterr().out
     assert not list(tmp_path.iterdir())
 
 
 def test_what_changes_no_number_stays_out_of_the_hash(monkeypatch):
     orders: list[RunOrder] = []
-    monkeypatch.setattr("orpo_exp.cli.start", lambda order, place: orders.append(order) or 0)
+    monkeypatch.setattr("orpo_exp.cli.start", lambda order, *_: orders.append(order) or 0)
 
     def config_hash(*overrides: str) -> str:
         assert main(["model=tiny", "data=toy", "train.max_steps=1", *overrides]) == 0

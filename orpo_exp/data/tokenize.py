@@ -1,6 +1,7 @@
 """PreferencePair -> TokenizedPair: chat templates, EOS and truncation."""
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -41,6 +42,20 @@ class TokenizedData:
     skipped: dict[str, list[int]]
     truncated: int
     max_length: int
+
+    def fingerprint(self) -> str:
+        """A hexadecimal hash of all tokens of a finite source; of the held-out ones where it is endless."""
+        digest = hashlib.sha256()
+        for pairs in (self.held_out, self.train(range(self.size or 0))):
+            digest_pairs(digest, pairs)
+        return digest.hexdigest()
+
+
+def digest_pairs(digest: "hashlib._Hash", pairs: Sequence[TokenizedPair]) -> None:
+    """Feed the tokens of pairs to a hash."""
+    for pair in pairs:
+        for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
+            digest.update(len(ids).to_bytes(8, "little") + ids.numpy().tobytes())
 
 
 def prepare(data: SourceData, tokenizer: Any, max_length: int, min_prompt_length: int) -> TokenizedData:

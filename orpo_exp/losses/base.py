@@ -54,6 +54,11 @@ class Loss(ABC):
         return frozenset()
 
     @property
+    def gradient_needs(self) -> frozenset[Need]:
+        """Those of `needs` that the loss has a gradient by; with scope `batch` the second pass computes no others."""
+        return self.needs
+
+    @property
     def weight(self) -> float:
         """The starting value of the field that the lambda schedule drives; 0 where there is none."""
         return float(getattr(self.config, self.weight_field)) if self.weight_field else 0.0

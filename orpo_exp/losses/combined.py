@@ -54,6 +54,11 @@ class Combined(Loss):
         """What any part needs."""
         return frozenset().union(*(part.needs for part in self.parts.values()))
 
+    @property
+    def gradient_needs(self) -> frozenset[Need]:
+        """What any part has a gradient by."""
+        return frozenset().union(*(part.gradient_needs for part in self.parts.values()))
+
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
         """See Loss."""
         outputs = {name: part(policy, reference, part.weight, counts) for name, part in self.parts.items()}

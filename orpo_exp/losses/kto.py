@@ -53,6 +53,11 @@ class KTO(Loss):
         """The mismatched answers, for the KL."""
         return frozenset({Need.mismatched})
 
+    @property
+    def gradient_needs(self) -> frozenset[Need]:
+        """None: the KL has no gradient."""
+        return frozenset()
+
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
         """See Loss. The term is `preference_loss`."""
         assert reference is not None, "KTO declares that it needs a reference"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from orpo_exp.plugins.processes import Place
+from orpo_exp.plugins.rng import seed_rng
 from orpo_exp.registry import Registry
 from orpo_exp.schema import Settings
 from orpo_exp.types import Batch, PairLogps
@@ -56,6 +57,10 @@ class Plugin(ABC):
     def supports(cls, config: PluginConfig, layout: type) -> str | None:
         """None, or the reason why this plugin cannot run batches of this layout."""
         return None
+
+    def seed(self, seed: int) -> None:
+        """Set the random number generators, those of each replica differently: dropout draws from them."""
+        seed_rng(seed * 1009 + self.data_parallel_rank)
 
     @property
     def is_main(self) -> bool:
@@ -121,12 +126,28 @@ class Plugin(ABC):
         """Write the model as safetensors in Hugging Face's form; called on all ranks, one of them writes."""
 
     @abstractmethod
+    def save(self, folder: Path, reference: bool) -> list[str]:
+        """Write what a resumed run needs and this plugin holds: weights, master weights, optimizer, this rank's random
+        number generators, and, where `reference` says that it moves, the held reference. safetensors only.
+
+        Called on all ranks; returns the names of the files that this rank wrote.
+        """
+
+    @abstractmethod
+    def load(self, folder: Path, reference: bool) -> None:
+        """Go on from a `save`, possibly of another number of ranks; generators only from a rank of the same number."""
+
+    @abstractmethod
     def sum(self, numbers: Tensor) -> Tensor:
         """Element-wise sum over the replicas of a float64 tensor of one shape, on the CPU."""
 
     @abstractmethod
     def gather(self, values: Tensor) -> list[Tensor]:
         """Every replica's 1-D tensor, of any length each, on the CPU, in the order of the replicas."""
+
+    @abstractmethod
+    def exchange(self, text: str) -> list[str]:
+        """What every rank says, in the order of the ranks."""
 
     @abstractmethod
     def barrier(self) -> None:

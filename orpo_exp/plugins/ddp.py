@@ -5,7 +5,7 @@ import logging
 import math
 import resource
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +19,14 @@ from torch.optim import Optimizer
 from orpo_exp.plugins.base import PLUGINS, Objective, Plugin, PluginConfig, Precision
 from orpo_exp.plugins.cpu import use_completed_cpu_accelerator
 from orpo_exp.plugins.processes import Place, join_process_group
+from orpo_exp.plugins.rng import rng_state, set_rng_state
 from orpo_exp.scoring import captured_hidden, pair_logps
 from orpo_exp.types import Batch, PairLogps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+POLICY, OPTIMIZER, REFERENCE = "policy.safetensors", "optimizer.safetensors", "reference.safetensors"
 
 
 @PLUGINS.register("ddp")
@@ -77,6 +80,7 @@ class DDP(Plugin):
             self.model, self.optimizer, *_ = self.booster.boost(model, optimizer)
         self.policy: PreTrainedModel = self.model.unwrap()
         self.finish_logits = finish_logits
+        self._settle_buckets()
 
     def forward_backward(self, micro_batches: Sequence[Batch], objective: Objective) -> None:
         """See Plugin. Gradients travel with the last micro-batch alone."""
@@ -152,6 +156,32 @@ class DDP(Plugin):
             self.policy.save_pretrained(folder, safe_serialization=True)
         self.barrier()
 
+    def save(self, folder: Path, reference: bool) -> list[str]:
+        """See Plugin. All ranks hold the same weights: the main one writes them."""
+        from safetensors.torch import save_file, save_model
+
+        own = f"rng-{self.rank}.safetensors"
+        save_file(rng_state(self.device), folder / own)
+        if not self.is_main:
+            return [own]
+        save_model(self.policy, str(folder / POLICY))  # knows of tied weights
+        save_file(optimizer_tensors(self.optimizer.optim), folder / OPTIMIZER)
+        if reference:
+            save_model(self.reference, str(folder / REFERENCE))
+        return [own, POLICY, OPTIMIZER, *([REFERENCE] if reference else [])]
+
+    def load(self, folder: Path, reference: bool) -> None:
+        """See Plugin."""
+        from safetensors.torch import load_file, load_model
+
+        load_model(self.policy, folder / POLICY)
+        load_optimizer_tensors(self.optimizer.optim, load_file(folder / OPTIMIZER))
+        if reference:
+            load_model(self.reference, folder / REFERENCE)
+        own = folder / f"rng-{self.rank}.safetensors"
+        if own.exists():
+            set_rng_state(load_file(own), self.device)
+
     def sum(self, numbers: Tensor) -> Tensor:
         """See Plugin."""
         total = numbers.to(self.device, torch.float64)
@@ -168,6 +198,11 @@ class DDP(Plugin):
         gathered = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(gathered, padded)
         return [part[: int(size)].cpu() for part, size in zip(gathered, sizes, strict=True)]
+
+    def exchange(self, text: str) -> list[str]:
+        """See Plugin."""
+        said = self.gather(torch.frombuffer(bytearray(text, "utf-8"), dtype=torch.uint8))
+        return [bytes(part.tolist()).decode("utf-8") for part in said]
 
     def barrier(self) -> None:
         """See Plugin."""
@@ -188,6 +223,19 @@ class DDP(Plugin):
         if dist.is_initialized():
             dist.destroy_process_group()
 
+    def _settle_buckets(self) -> None:
+        """Run one backward pass whose gradient is zero.
+
+        DDP lays its gradients out anew after the first one, and with three ranks or more the layout decides the order
+        in which they are added: without this, the first step of a resumed run would differ in its last bits.
+        """
+        if self.world_size > 1:
+            ids = torch.zeros(1, 2, dtype=torch.int64, device=self.device)
+            with self._autocast():
+                nothing = self.model(input_ids=ids, use_cache=False).logits.float().sum() * 0.0
+            self.booster.backward(nothing, self.optimizer)
+            self.optimizer.zero_grad()
+
     def _logps(self, batch: Batch, model: nn.Module, inner: "PreTrainedModel") -> PairLogps:
         """Score a batch; `model` is called, `inner` is the Hugging Face model inside it."""
         inputs = {name: tensor.to(self.device) for name, tensor in batch.inputs.items()}
@@ -199,3 +247,18 @@ class DDP(Plugin):
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision is Precision.bf16)
+
+
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:
+    """An optimizer's state as "<number of the parameter>/<name>": tensor. Its settings come from the configuration."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}/{name}": v.contiguous() for i, of in state.items() for name, v in of.items() if v is not None}
+
+
+def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give an optimizer the state that `optimizer_tensors` took from one like it."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        number, _, name = key.partition("/")
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

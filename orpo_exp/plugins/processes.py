@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 # How long the other ranks may take to end by themselves once one has failed, in seconds.
 GRACE_SECONDS = 10.0
+HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -58,8 +59,8 @@ def share_cores(ranks: int) -> None:
 def start_ranks(count: int, entry: Callable[..., int], *arguments: Any) -> int:
     """Run `entry(place, *arguments)` in `count` processes and return the first exit code that is not 0, or 0.
 
-    SIGINT and SIGTERM are handed on to every rank, once each. When a rank fails, the others have a grace period to end
-    by themselves before they are ended; when this process dies, the ranks are told by the kernel.
+    SIGINT, SIGTERM and SIGUSR2 are handed on to every rank, once each. When a rank fails, the others have a grace
+    period to end by themselves before they are ended; when this process dies, the ranks are told by the kernel.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
@@ -103,7 +104,7 @@ def _handed_on(ranks: list[BaseProcess]) -> Iterator[None]:
             if process.pid is not None and process.is_alive():
                 os.kill(process.pid, number)
 
-    former = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    former = {number: signal.signal(number, hand_on) for number in HANDED_ON}
     try:
         yield
     finally:

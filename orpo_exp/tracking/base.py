@@ -16,12 +16,17 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class RunInfo:
     """What a tracker may know of the run: its folder, the experiment's name, the resolved configuration as plain
-    values, and the number of optimizer steps."""
+    values, and the number of optimizer steps.
+
+    resumed_from: the step of the checkpoint that it goes on from, 0 at the beginning. What an earlier part of the run
+    logged after it (at the beginning: anything) will be logged again.
+    """
 
     folder: Path
     experiment: str
     config: Mapping[str, Any]
     total_steps: int
+    resumed_from: int = 0
 
 
 @dataclass
@@ -30,9 +35,13 @@ class TrackerConfig(Settings):
 
 
 class Tracker(ABC):
-    """One place that numbers go to. It lives on the main rank only and may raise: see Trackers."""
+    """One place that numbers go to. It lives on the main rank only and may raise: see Trackers.
+
+    essential: without it the run's numbers would be lost, so that its failure is the run's.
+    """
 
     Config: ClassVar[type[TrackerConfig]]
+    essential: ClassVar[bool] = False
 
     def __init__(self, config: TrackerConfig) -> None:
         self.config = config
@@ -51,7 +60,11 @@ class Tracker(ABC):
 
 
 class Trackers:
-    """Hands everything to each tracker in turn. One that raises is reported once and left out from then on."""
+    """Hands everything to each tracker in turn.
+
+    One that raises is reported once and left out from then on; an essential one's exception passes through, but for the
+    end.
+    """
 
     def __init__(self, trackers: Sequence[Tracker]) -> None:
         self.trackers = list(trackers)
@@ -60,24 +73,23 @@ class Trackers:
         """See Tracker. One whose start fails or is cut short is never called again."""
         waiting, self.trackers = self.trackers, []
         for tracker in waiting:
-            if self._works(tracker, lambda tracker: tracker.start(run)):
+            if self._works(tracker, lambda tracker: tracker.start(run), tracker.essential):
                 self.trackers.append(tracker)
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """See Tracker."""
-        self._each(lambda tracker: tracker.log(step, split, metrics))
+        self.trackers = [t for t in self.trackers if self._works(t, lambda t: t.log(step, split, metrics), t.essential)]
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """See Tracker."""
-        self._each(lambda tracker: tracker.finish(result))
+        self.trackers = [t for t in self.trackers if self._works(t, lambda t: t.finish(result), essential=False)]
 
-    def _each(self, call: Callable[[Tracker], None]) -> None:
-        self.trackers = [tracker for tracker in self.trackers if self._works(tracker, call)]
-
-    def _works(self, tracker: Tracker, call: Callable[[Tracker], None]) -> bool:
+    def _works(self, tracker: Tracker, call: Callable[[Tracker], None], essential: bool) -> bool:
         try:
             call(tracker)
-        except Exception as error:  # whatever a tracker raises, the training goes on
+        except Exception as error:  # whatever such a tracker raises, the training goes on
+            if essential:
+                raise
             name = type(tracker).__name__
             log.warning("%s failed and is switched off for this run: %s: %s", name, type(error).__name__, error)
             log.debug("the failure of %s", name, exc_info=True)

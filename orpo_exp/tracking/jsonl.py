@@ -18,17 +18,22 @@ class Jsonl(Tracker):
     Numbers keep all their digits. JSON knows no nan and no infinity: both are written as null.
     """
 
+    essential = True
+
     def __init__(self) -> None:
         super().__init__(TrackerConfig())
         self._file: IO[str] | None = None
 
     def start(self, run: RunInfo) -> None:
-        """Open the file. What an earlier part of the run wrote stays."""
+        """Open the file, cut where the run goes on: the steps after its checkpoint are about to be written again."""
         path = run.folder / FILE
-        torn = path.exists() and path.read_bytes()[-1:] not in (b"", b"\n")
+        if path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if run.resumed_from else []
+            kept = [line for line in lines if (record := parsed(line)) and record["step"] <= run.resumed_from]
+            beside = path.with_suffix(".tmp")
+            beside.write_text("".join(kept), encoding="utf-8")
+            beside.replace(path)
         self._file = path.open("a", encoding="utf-8")
-        if torn:  # the run was killed in the middle of a line: the next one must not grow onto it
-            self._file.write("\n")
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Write and flush one line."""
@@ -48,15 +53,20 @@ class Jsonl(Tracker):
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl by step, without duplicates. A null comes back as nan; no file means no records.
 
-    A resumed run repeats the steps after its last checkpoint: of several records of one step and split the last counts.
-    A line that a kill cut short is passed over.
+    Of several records of one step and split the last counts. A line that a kill cut short is passed over.
     """
     records: dict[tuple[int, str], dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            record = json.loads(line)
-            key = record["step"], record["split"]
-        except (ValueError, TypeError, KeyError):
-            continue
-        records[key] = {name: math.nan if value is None else value for name, value in record.items()}
+        if record := parsed(line):
+            numbers = {name: math.nan if value is None else value for name, value in record.items()}
+            records[record["step"], record["split"]] = numbers
     return sorted(records.values(), key=lambda record: record["step"])
+
+
+def parsed(line: str) -> dict[str, Any] | None:
+    """The record in a line; None for one that is torn."""
+    try:
+        record: dict[str, Any] = json.loads(line)
+        return record if {"step", "split"} <= record.keys() else None
+    except (ValueError, AttributeError):
+        return None

@@ -25,12 +25,22 @@ class TensorBoard(Tracker):
     _writer: "SummaryWriter | None" = None
 
     def start(self, run: RunInfo) -> None:
-        """Nothing is opened yet: see `_open`."""
-        self._run = run
+        """Open the folder. Of what an earlier part of the run wrote TensorBoard drops what is to be repeated."""
+        from omegaconf import OmegaConf
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = run.folder / "tensorboard"
+        repeated_from = run.resumed_from + 1 if run.resumed_from else 0
+        self._writer = SummaryWriter(
+            str(folder), purge_step=repeated_from if folder.exists() else None, flush_secs=self.config.flush_seconds
+        )
+        if not run.resumed_from:
+            text = OmegaConf.to_yaml(OmegaConf.create(dict(run.config)))
+            self._writer.add_text("config", "\n".join("    " + line for line in text.splitlines()))  # a code block
 
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Add one scalar for each metric."""
-        self._writer = self._writer or self._open(step)
+        assert self._writer is not None, "log() before start()"
         for name, value in metrics.items():
             self._writer.add_scalar(f"{split}/{name}", value, step)
 
@@ -38,19 +48,3 @@ class TensorBoard(Tracker):
         """Flush and close."""
         if self._writer is not None:
             self._writer.close()
-
-    def _open(self, step: int) -> "SummaryWriter":
-        """The writer, opened at the first number: its step says which later points of an earlier part of the run are
-        about to be repeated, and TensorBoard then drops them."""
-        from omegaconf import OmegaConf
-        from torch.utils.tensorboard import SummaryWriter
-
-        folder = self._run.folder / "tensorboard"
-        resumed = folder.exists()
-        writer = SummaryWriter(
-            str(folder), purge_step=step + 1 if resumed else None, flush_secs=self.config.flush_seconds
-        )
-        if not resumed:
-            text = OmegaConf.to_yaml(OmegaConf.create(dict(self._run.config)))
-            writer.add_text("config", "\n".join("    " + line for line in text.splitlines()))  # a Markdown code block
-        return writer

@@ -87,7 +87,7 @@ class WandB(Tracker):
             config=dict(run.config),
             settings=quiet,
         )
-        # W&B's own step only ever grows, and train and eval may arrive at the same one: ours is a metric like others
+        # W&B's own step only ever grows, and train and eval arrive at the same one: ours is a metric like others
         for split in ("train", "eval"):
             self._run.define_metric(f"{split}/*", step_metric="step")
         if c.mode is Mode.online:
@@ -96,7 +96,9 @@ class WandB(Tracker):
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Log the metrics under their split."""
         if self._run is not None:
-            self._run.log({"step": step, **{f"{split}/{name}": value for name, value in metrics.items()}})
+            # W&B drops what lies at or before the last number it has: a resumed run's repeated steps, which are equal
+            place = 2 * step + (split == "eval")
+            self._run.log({"step": step, **{f"{split}/{name}": value for name, value in metrics.items()}}, step=place)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the summary and end the W&B run: as finished where the run completed, else as failed."""

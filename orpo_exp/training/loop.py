@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,7 @@ from orpo_exp.losses import LamSchedule, Loss
 from orpo_exp.optimizers import Scheduler
 from orpo_exp.plugins import Plugin
 from orpo_exp.tracking import Trackers
+from orpo_exp.training.checkpoints import Checkpoints
 from orpo_exp.training.evaluation import evaluate
 from orpo_exp.training.metrics import Speed, reduce_outputs
 from orpo_exp.training.objectives import make_objective
@@ -35,7 +37,7 @@ class Loop:
 
     max_steps: optimizer steps in all. lr: the peak learning rate. heartbeat: called with the step after each one.
     weight: what the lambda schedule gave the latest step. eval_metrics: the latest evaluation.
-    interrupted: the loop left early because it was asked to.
+    stopped_by: the number of the signal that made the loop leave early, the same on all ranks; 0 for none.
     """
 
     plugin: Plugin
@@ -52,33 +54,46 @@ class Loop:
     micro_batch_size: int
     eval_every: int
     log_every: int
+    save_every: int
+    checkpoints: Checkpoints
     heartbeat: Callable[[int], None]
     step: int = 0
     weight: float = 0.0
     speed: Speed = field(default_factory=Speed)
     stop: StopRequest = field(default_factory=StopRequest)
     eval_metrics: dict[str, float] = field(default_factory=dict)
-    interrupted: bool = False
+    stopped_by: int = 0
 
     def run(self) -> None:
-        """Train from `step` to `max_steps`; leave between two steps when a signal asks for it.
+        """Train from `step` to `max_steps`; save and leave between two steps when a signal asks for it.
 
-        Raises TrainingDiverged before an update that is not finite.
+        Raises TrainingDiverged before an update that is not finite, and NotSaved.
         """
-        self.weight = self.lam_schedule.weight(1)
         with self.stop.listening():
-            self.evaluate()
+            if self.step == 0:
+                self.weight = self.lam_schedule.weight(1)
+                self.evaluate()
+                self.checkpoints.check_metric(self.eval_metrics)
             self.speed.since_last()
-            while self.step < self.max_steps and not self.interrupted:
+            while self.step < self.max_steps and not self.stopped_by:
                 self.step += 1
                 metrics = self.train_step()
-                self.interrupted = metrics.pop("stop") > 0 and self.step < self.max_steps
-                last = self.step == self.max_steps or self.interrupted
-                if last or self.step % self.log_every == 0:
+                asked_to_stop = metrics.pop("stop") > 0 and self.step < self.max_steps
+                best = False
+                if self.due(self.log_every, at_end=True):
                     self.trackers.log(self.step, "train", metrics | self.speed.since_last())
-                if self.step == self.max_steps or (self.eval_every and self.step % self.eval_every == 0):
+                if self.due(self.eval_every, at_end=True):
                     self.evaluate()
+                    best = self.checkpoints.note(self.step, self.eval_metrics)
+                if asked_to_stop or best or self.due(self.save_every):
+                    self.save()
                 self.heartbeat(self.step)
+                if asked_to_stop:
+                    self.stopped_by = max(int(signal) for signal in self.plugin.exchange(str(self.stop.signal)))
+
+    def due(self, every: int, at_end: bool = False) -> bool:
+        """Whether something that happens every so many steps (0: never) happens at this one."""
+        return (every > 0 and self.step % every == 0) or (at_end and self.step == self.max_steps)
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step on one global batch; its metrics."""
@@ -92,9 +107,11 @@ class Loop:
         own = [pair for part in shares for pair in part]
         compared = self.reference.logps(TRAIN, own, micro_batches) if self.reference else None
         objective, outputs = make_objective(self.plugin, self.loss, micro_batches, compared, weight, counts)
+        if self.loss.gradient_needs != self.loss.needs:  # not all that was scored has a gradient
+            micro_batches = [self.layout.collate(part, self.loss.gradient_needs) for part in shares]
         self.plugin.forward_backward(micro_batches, objective)
 
-        metrics = reduce_outputs(self.plugin, outputs, counts, stop=self.stop.wanted)
+        metrics = reduce_outputs(self.plugin, outputs, counts, stop=self.stop.signal > 0)
         self.refuse_non_finite(metrics, outputs, micro_batches)
         metrics["grad_norm"] = self.plugin.step(lr)
         self.refuse_non_finite(metrics, outputs, micro_batches)
@@ -117,6 +134,26 @@ class Loop:
                 self.reference,
             ) | self.weight_metric(self.weight)
             self.trackers.log(self.step, "eval", self.eval_metrics)
+
+    def save(self) -> None:
+        """Write a checkpoint of this step."""
+        with self.speed.paused():
+            state = {
+                "step": self.step,
+                "epochs": None if (per_epoch := self.order.steps_per_epoch) is None else self.step / per_epoch,
+                "weight": self.weight,
+                "lam_schedule": self.lam_schedule.state_dict(),
+                "eval_metrics": self.eval_metrics,
+                "speed": self.speed.state_dict(),
+            }
+            self.checkpoints.save(self.step, state)
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint of this run. The data need no position: their order is a function of the step."""
+        state = self.checkpoints.load(checkpoint)
+        self.step, self.weight, self.eval_metrics = state["step"], state["weight"], state["eval_metrics"]
+        self.lam_schedule.load_state_dict(state["lam_schedule"])
+        self.speed.load_state_dict(state["speed"])
 
     def completed(self, pairs: list[TokenizedPair]) -> list[TokenizedPair]:
         """The pairs with what the loss needs from beyond each of them."""

@@ -1,7 +1,7 @@
 """From the shares of replicas and micro-batches to the numbers of the global batch; and how fast it goes."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -60,6 +60,16 @@ class Speed:
         if not self.seconds:
             return {"pairs_per_second": None, "tokens_per_second": None}
         return {"pairs_per_second": self.pairs / self.seconds, "tokens_per_second": self.tokens / self.seconds}
+
+    def state_dict(self) -> dict[str, float]:
+        """What a resumed run needs to tell the rates of the whole training."""
+        _, pairs, tokens = self._mark  # up to which the seconds are counted
+        return {"pairs": pairs, "tokens": tokens, "seconds": self.seconds}
+
+    def load_state_dict(self, state: Mapping[str, float]) -> None:
+        """Go on from a `state_dict`; the clock starts now."""
+        self.pairs, self.tokens, self.seconds = int(state["pairs"]), int(state["tokens"]), state["seconds"]
+        self._mark = (time.perf_counter(), self.pairs, self.tokens)
 
     @contextmanager
     def paused(self) -> Iterator[None]:

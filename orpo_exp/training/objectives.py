@@ -55,18 +55,21 @@ def _batch_objective(
         logps.values.requires_grad_()
     output = loss(whole, None if reference is None else gather_logps(plugin, reference)[0], weight, counts)
     wanted = [logps.values for logps in spans.values()]
-    gradients = torch.autograd.grad(output.loss, wanted, allow_unused=True, materialize_grads=True)
+    gradients = torch.autograd.grad(output.loss, wanted, allow_unused=True)
 
     # this replica's part of each span, micro-batch by micro-batch
     pieces: list[dict[Span, Tensor]] = [{} for _ in micro_batches]
     for span, gradient in zip(spans, gradients, strict=True):
+        if gradient is None:  # no gradient by this span: the second pass need not have it
+            continue
         sizes = [int(batch.score.lengths[span].sum()) for batch in micro_batches]
         start = int(spans[span].lengths[:first].sum())
         for piece, part in zip(pieces, gradient[start : start + sum(sizes)].split(sizes), strict=True):
             piece[span] = part
 
     def objective(number: int, logps: PairLogps) -> Tensor:
-        parts = [(pieces[number][span], part.values) for span, part in logps.by_span().items()]
+        again = logps.by_span()
+        parts = [(gradient, again[span].values) for span, gradient in pieces[number].items()]
         return torch.stack([(g.to(v.device) * v).sum(dtype=torch.float64) for g, v in parts]).sum()
 
     return objective, [reported_once(plugin, output)]

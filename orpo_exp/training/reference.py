@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from orpo_exp.data.tokenize import TokenizedData
+from orpo_exp.data.tokenize import TokenizedData, digest_pairs
 from orpo_exp.layouts import Layout
 from orpo_exp.plugins import Plugin
 from orpo_exp.registry import Registry
@@ -36,11 +36,13 @@ class ReferenceConfig(Settings):
 class Reference(ABC):
     """Scores pairs under the reference policy.
 
-    beside_policy: the plugin must hold a second model. per_pair: it knows single pairs, and nothing of their batch.
+    beside_policy: the plugin must hold a second model. moves: that model changes, and is part of the run's state.
+    per_pair: it knows single pairs, and nothing of their batch.
     """
 
     Config: ClassVar[type[ReferenceConfig]]
     beside_policy: ClassVar[bool] = False
+    moves: ClassVar[bool] = False
     per_pair: ClassVar[bool] = False
 
     def __init__(self, config: ReferenceConfig, plugin: Plugin, layout: Layout, needs: frozenset[Need]) -> None:
@@ -80,6 +82,8 @@ class Frozen(Reference):
 @REFERENCES.register("synced")
 class Synced(Frozen):
     """A held model that moves towards the policy now and then (TR-DPO, Gorbatovski et al. 2024, arXiv 2404.09656)."""
+
+    moves = True
 
     @dataclass
     class Config(ReferenceConfig):
@@ -140,9 +144,7 @@ class Cached(Reference):
         run_by = f"{type(self.plugin).__name__} {self.plugin.config} {sorted(need.name for need in self.needs)}"
         digest = hashlib.sha256(f"{self.plugin.weights_digest()} {run_by}".encode())
         for of_split in pairs.values():
-            for pair in of_split:
-                for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids):
-                    digest.update(len(ids).to_bytes(8, "little") + ids.numpy().tobytes())
+            digest_pairs(digest, of_split)
         return digest.hexdigest()[:32]
 
     def _score(self, split: str, pairs: list[TokenizedPair], micro_batch_size: int) -> dict[str, Tensor]:

@@ -5,17 +5,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+# Ctrl-C; what `kill`, Slurm's scancel and preemption send; what is asked of Slurm as a warning before the time is up
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
 
 class StopRequest:
-    """Set by SIGINT or SIGTERM; nothing else happens in the handler. A second SIGINT leaves at once."""
+    """Set by a signal; nothing else happens in the handler. A second SIGINT leaves at once.
+
+    signal: the number of the first one that came, 0 before.
+    """
 
     def __init__(self) -> None:
-        self.wanted = False
+        self.signal = 0
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take over the signals for the time of the block."""
-        former = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        former = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
             yield
         finally:
@@ -23,6 +29,6 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.wanted and number == signal.SIGINT:
+        if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.wanted = True
+        self.signal = self.signal or number

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import children
 
 from orpo_exp.tracking.jsonl import read_metrics
 
@@ -77,7 +78,7 @@ def test_a_signal_ends_all_ranks_cleanly(tmp_path, pairs_file, number):
     process = start(tmp_path, *arguments, start_new_session=True)
     wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) > 3, process)
     process.send_signal(number)
-    output = finish(process, code=130, timeout=60)
+    output = finish(process, code=128 + number, timeout=60)
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
     assert "Traceback" not in output
     wait_for(lambda: not alive(process.pid))
@@ -104,10 +105,6 @@ def wait_for(condition, process: subprocess.Popen[str] | None = None, timeout: f
             pytest.fail(process.communicate()[0])
         assert time.monotonic() < end, "it took too long"
         time.sleep(0.2)
-
-
-def children(pid: int) -> list[int]:
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def cmdline(pid: int) -> bytes:

@@ -6,9 +6,9 @@ from orpo_exp.tracking import RunInfo
 from orpo_exp.tracking.jsonl import Jsonl, read_metrics
 
 
-def write(folder: Path, *records: tuple[int, str, dict[str, float]]) -> Path:
+def write(folder: Path, *records: tuple[int, str, dict[str, float]], resumed_from: int = 0) -> Path:
     tracker = Jsonl()
-    tracker.start(RunInfo(folder, "test", {}, 10))
+    tracker.start(RunInfo(folder, "test", {}, 10, resumed_from))
     for record in records:
         tracker.log(*record)
     tracker.finish({"status": "completed"})
@@ -44,14 +44,25 @@ def test_what_is_not_finite_is_null_and_comes_back_as_nan(tmp_path):
     assert all(math.isnan(record[name]) for name in "abc")
 
 
-def test_a_resumed_run_goes_on_after_a_torn_line_and_its_later_numbers_count(tmp_path):
-    path = write(tmp_path, (1, "train", {"loss": 1.0}), (2, "train", {"loss": 2.0}), (2, "eval", {"loss": 2.5}))
+def test_a_resumed_run_cuts_the_lines_after_its_checkpoint(tmp_path):
+    path = write(tmp_path, (1, "train", {"loss": 1.0}), (2, "train", {"loss": 2.0}), (3, "train", {"loss": 3.0}))
     with path.open("a") as file:
-        file.write('{"step": 3, "split": "tr')
-    write(tmp_path, (2, "train", {"loss": 20.0}), (3, "train", {"loss": 30.0}))
-    found = {(record["step"], record["split"]): record["loss"] for record in read_metrics(path)}
-    assert found == {(1, "train"): 1.0, (2, "train"): 20.0, (2, "eval"): 2.5, (3, "train"): 30.0}
-    assert [record["step"] for record in read_metrics(path)] == [1, 2, 2, 3]
+        file.write('{"step": 4, "split": "tr')
+    write(tmp_path, (3, "train", {"loss": 30.0}), (4, "train", {"loss": 40.0}), resumed_from=2)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(line["step"], line["loss"]) for line in lines] == [(1, 1.0), (2, 2.0), (3, 30.0), (4, 40.0)]
+
+
+def test_a_run_that_begins_again_leaves_no_line_of_before(tmp_path):
+    path = write(tmp_path, (0, "eval", {"loss": 1.0}), (1, "train", {"loss": 1.0}))
+    write(tmp_path, (0, "eval", {"loss": 2.0}))
+    assert [record["loss"] for record in read_metrics(path)] == [2.0]
+
+
+def test_of_two_records_of_a_step_the_last_counts_and_a_torn_line_is_passed_over(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "split": "train", "a": 1}\n{"step": 1, "split": "train", "a": 2}\n{"step": 2, "spl')
+    assert read_metrics(path) == [{"step": 1, "split": "train", "a": 2}]
 
 
 def test_no_file_means_no_records(tmp_path):

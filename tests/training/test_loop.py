@@ -143,7 +143,7 @@ def test_a_signal_ends_the_run_between_two_steps(run, pairs_file, monkeypatch):
         return step(self)
 
     monkeypatch.setattr(Loop, "train_step", interrupting)
-    folder = run(*BASE, code=130)
+    folder = run(*BASE, code=128 + signal.SIGTERM)
     result = json.loads((folder / "result.json").read_text())
     assert (result["status"], result["steps"]) == ("interrupted", 2)
     assert len(numbers(folder, "loss")) == 2

@@ -1,0 +1,77 @@
+"""What a sweep's pictures share: panels, colours of values, names along an axis."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from orpo_exp.sweeps.results import NOWHERE, Group, as_number, ordered
+from orpo_exp.tracking.plots import BLUE, GREEN, INK, VERMILION
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WORDS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", INK)  # Okabe and Ito; for values without an order
+DASHES = ("-", "--", ":", "-.")
+MEANING = {
+    "rewards/accuracy": "share of pairs with the chosen answer ahead",
+    "rewards/margin": "reward of the chosen less the rejected answer",
+    "nll_loss": "negative log-likelihood per token, in nats",
+    "logps/chosen": "log-probability of the chosen answers per token",
+}
+LEVELS = {"rewards/accuracy": (0.5, "chance"), "rewards/margin": (0.0, "")}
+LONG = 28  # characters of tick labels that fit side by side below a panel
+
+
+def new_figure(panels: int) -> tuple["Figure", list["Axes"]]:
+    """A figure and its panels, four of them in a square."""
+    from matplotlib.figure import Figure  # without pyplot: no window, nothing global
+
+    columns = 2 if panels == 4 else min(panels, 3)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(4.4 * columns, 3.2 * rows + 0.4), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
+
+
+def numeric(values: Sequence[str]) -> bool:
+    """Whether a key's values have an order, those left out where points do not have the key."""
+    return all(as_number(value) is not None for value in values if value != NOWHERE)
+
+
+def colours(values: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A line style for each value: along a scale from dark to light for numbers, set apart for words."""
+    from matplotlib import colormaps
+
+    if numeric(values):
+        scale, last = colormaps["viridis"], max(len(values) - 1, 1)
+        return {value: {"color": scale(0.85 * i / last)} for i, value in enumerate(values)}
+    count = len(WORDS)
+    return {
+        value: {"color": WORDS[i % count], "linestyle": DASHES[i // count % len(DASHES)]}
+        for i, value in enumerate(values)
+    }
+
+
+def values_of(groups: Sequence[Group], key: str | None) -> list[str]:
+    """The values of a key in order; one name for all where there is no key."""
+    return ordered(group.setting[key] for group in groups) if key else ["all seeds"]
+
+
+def name_ticks(ax: "Axes", values: Sequence[str]) -> None:
+    """Name the places along the axis, one for each value, evenly spaced; of very many only some."""
+    step = math.ceil(len(values) / 16)
+    shown = range(0, len(values), step)
+    slanted = sum(len(values[i]) + 2 for i in shown) > LONG + 2 * len(shown)
+    ax.set_xticks(
+        list(shown), [values[i] for i in shown], rotation=35 if slanted else 0, ha="right" if slanted else "center"
+    )
+    ax.set_xlim(-0.6, len(values) - 0.4)
+    ax.grid(False, axis="x")
+    format_values(ax)
+
+
+def format_values(ax: "Axes") -> None:
+    """Plain numbers along the vertical axis."""
+    from matplotlib.ticker import StrMethodFormatter
+
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.5g}"))

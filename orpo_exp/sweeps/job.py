@@ -1,0 +1,136 @@
+"""What runs where a launcher sent it: in a process of its own on this machine, or in each task of a Slurm job."""
+
+import ctypes
+import logging
+import os
+import pickle
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from orpo_exp.plugins import Place, start_ranks
+from orpo_exp.registry import import_outside
+from orpo_exp.run_folder import RunOrder
+from orpo_exp.sweeps.summary import write_summary
+
+log = logging.getLogger(__name__)
+
+# Runs one rank of a run and returns its exit code. The command line hands it over: this room knows nothing of training.
+Entry = Callable[[Place, RunOrder], int]
+
+# How long the other ranks wait for the main rank to end the job, once the run has ended badly or early.
+OTHER_RANKS_SECONDS = 60.0
+# How long a run that SIGTERM stopped waits for Slurm to end its job: more than any partition's GraceTime.
+SIGTERM_SECONDS = 900.0
+
+
+class Job:
+    """A run as it travels. sweep: the folder of the sweep whose point it is, None for a single run.
+
+    What is inside may be made of components that lie outside the package (ORPO_EXP_PATH): it stays packed until these
+    have been imported.
+    """
+
+    def __init__(self, entry: Entry, order: RunOrder, sweep: Path | None) -> None:
+        self._outside = os.environ.get("ORPO_EXP_PATH", "")
+        self._packed = pickle.dumps((entry, order))
+        self._sweep = sweep
+
+    def run(self, place: Place) -> int:
+        """Run one rank and return its exit code; the main rank then rebuilds the sweep's summary."""
+        entry, order = self._unpacked()
+        code = entry(place, order)
+        if place.rank == 0:
+            self._summarise()
+        return code
+
+    def run_ranks(self, count: int) -> int:
+        """Run all ranks on this machine and return the exit code; then rebuild the sweep's summary."""
+        entry, order = self._unpacked()
+        code = entry(Place(), order) if count == 1 else start_ranks(count, entry, order)
+        self._summarise()
+        return code
+
+    def _unpacked(self) -> tuple[Entry, RunOrder]:
+        os.environ["ORPO_EXP_PATH"] = self._outside
+        import_outside()
+        unpacked: tuple[Entry, RunOrder] = pickle.loads(self._packed)
+        return unpacked
+
+    def _summarise(self) -> None:
+        """A summary that cannot be written makes no failed run of one that has completed."""
+        if self._sweep is None:
+            return
+        try:
+            write_summary(self._sweep)
+        except Exception:
+            log.exception("the sweep's summary could not be written")
+
+
+class SlurmTask:
+    """What submitit calls in each task of a Slurm job."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+
+    def __call__(self) -> None:
+        """Run one rank. A run that failed raises, so that its job is FAILED; one that was warned goes back into the
+        queue, where it will resume."""
+        place = slurm_place()
+        share_task_cores()
+        code = self._job.run(place)
+        if code == 0:
+            return
+        if place.rank > 0:  # a task that ends badly ends the whole step: the main rank has the say
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(OTHER_RANKS_SECONDS)
+        elif code == 128 + signal.SIGUSR2:
+            os.kill(os.getpid(), signal.SIGUSR2)  # submitit's handler, in place again, requeues the job and exits
+        elif code == 128 + signal.SIGTERM:  # cancelled or preempted; Slurm requeues only jobs that it has to end itself
+            time.sleep(SIGTERM_SECONDS)
+        raise RuntimeError(f"the run ended with exit code {code}; its run.log says why")
+
+    def checkpoint(self) -> Any:
+        """What submitit puts back into the queue: the same again, for a run finds its checkpoints by itself."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def slurm_place() -> Place:
+    """This task's place among the job's tasks. Several are told where to meet by torchrun's variables."""
+    from submitit.helpers import TorchDistributedEnvironment
+
+    found = TorchDistributedEnvironment()
+    if found.world_size > 1:
+        try:
+            socket.getaddrinfo(found.master_addr, None)
+        except OSError:  # Slurm's name for a node need not be one that the network knows
+            found.master_addr = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
+        # every rank sees all GPUs of its node, as under torchrun, and takes its own by local rank
+        found.export(set_cuda_visible_devices=False, overwrite=True)
+    return Place(found.rank, found.local_rank, found.world_size)
+
+
+def share_task_cores() -> None:
+    """Use as many threads as the task has cores, which not every Slurm enforces, unless the user has decided."""
+    if "OMP_NUM_THREADS" not in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
+        torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))
+
+
+def main() -> int:
+    """Run the job that comes pickled on standard input, with as many ranks as the argument says."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: without its launcher, a point saves and stops
+    job: Job = pickle.load(sys.stdin.buffer)
+    return job.run_ranks(int(sys.argv[1]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""What a launcher is."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orpo_exp.registry import Registry
+from orpo_exp.run_folder import RunOrder
+from orpo_exp.schema import Settings
+from orpo_exp.sweeps.job import Entry
+
+
+@dataclass
+class LauncherConfig(Settings):
+    """What every launcher's configuration is one of."""
+
+
+class Launcher(ABC):
+    """Runs a single run, or the points of a sweep. Both return an exit code, and may return before all has ended."""
+
+    def __init__(self, config: LauncherConfig) -> None:
+        self.config = config
+
+    @abstractmethod
+    def check(self, orders: Sequence[RunOrder]) -> None:
+        """Refuse with ConfigError what cannot be run here, before anything is started."""
+
+    @abstractmethod
+    def run(self, order: RunOrder, entry: Entry) -> int:
+        """Run a single run in its folder."""
+
+    @abstractmethod
+    def sweep(self, folder: Path, orders: Sequence[RunOrder], entry: Entry) -> int:
+        """Run points of the sweep in `folder`, whose sweep.json knows them. Each that ends rebuilds the summary."""
+
+
+LAUNCHERS: Registry[Launcher] = Registry("launcher")

@@ -1,0 +1,163 @@
+"""Runs on this machine: a single run in the foreground, a sweep's points side by side."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from orpo_exp.plugins import Place, start_ranks
+from orpo_exp.run_folder import RunOrder
+from orpo_exp.schema import ConfigError, setting
+from orpo_exp.sweeps.job import Entry, Job
+from orpo_exp.sweeps.launchers.base import LAUNCHERS, Launcher, LauncherConfig
+from orpo_exp.sweeps.progress import Progress
+
+MOST_ON_CPU = 8  # points at a time, where cores abound: each has memory and start-up of its own
+POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class Slot:
+    """What one point at a time may use. gpus: as CUDA_VISIBLE_DEVICES names them; cores: how many."""
+
+    gpus: tuple[str, ...]
+    cores: int
+
+    def ranks(self, order: RunOrder) -> int:
+        """As many ranks as are asked for, else one for each GPU, else one."""
+        return order.config.processes or max(1, len(self.gpus))
+
+    def environment(self, ranks: int) -> dict[str, str]:
+        """This process's environment, narrowed to the slot; a number of threads that the user has set stays."""
+        environment = {"OMP_NUM_THREADS": str(max(1, self.cores // ranks)), **os.environ}
+        return environment | ({"CUDA_VISIBLE_DEVICES": ",".join(self.gpus)} if self.gpus else {})
+
+
+@LAUNCHERS.register("local")
+class Local(Launcher):
+    """Plain processes, one for each point, with the ranks below it.
+
+    Not submitit's LocalExecutor: it ends the ranks of a point one second after the first Ctrl-C, when they are saving,
+    leaves the others running when one has failed, and asks for a time limit.
+    """
+
+    @dataclass
+    class Config(LauncherConfig):
+        """parallel: points at a time; None: as many as there are GPUs or cores for."""
+
+        parallel: int | None = setting(None, ge=1)
+
+    config: Config
+
+    def check(self, orders: Sequence[RunOrder]) -> None:
+        """See Launcher."""
+        self.slots(orders)
+
+    def run(self, order: RunOrder, entry: Entry) -> int:
+        """See Launcher. In this process where one rank is enough."""
+        count = order.config.processes or max(1, torch.cuda.device_count())
+        return entry(Place(), order) if count == 1 else start_ranks(count, entry, order)
+
+    def sweep(self, folder: Path, orders: Sequence[RunOrder], entry: Entry) -> int:
+        """See Launcher. A point that fails stops no other; the worst exit code is returned.
+
+        SIGINT and SIGTERM are handed on to the points that are running, which save and stop, and no further one begins.
+        """
+        waiting, free = deque(orders), self.slots(orders)
+        running: dict[subprocess.Popen[bytes], tuple[RunOrder, Slot]] = {}
+        ended: dict[str, int] = {}
+        with handed_on(running) as received, Progress(folder) as progress:
+            while running or (waiting and not received):
+                while waiting and free and not received:
+                    order, slot = waiting.popleft(), free.pop(0)
+                    running[start(Job(entry, order, folder), slot, order, log_file(folder, order))] = order, slot
+                for process in [process for process in running if process.poll() is not None]:
+                    order, slot = running.pop(process)
+                    free.append(slot)
+                    ended[order.folder.name] = shell_code(process.returncode)
+                progress.show()
+                time.sleep(POLL_SECONDS)
+        for name, code in ended.items():
+            if code and not received:
+                print(f"{name} ended with exit code {code}: {folder / 'logs' / name}.log")
+        return 128 + received[0] if received else max(ended.values(), default=0)
+
+    def slots(self, orders: Sequence[RunOrder]) -> list[Slot]:
+        """The machine's GPUs and cores, split among the points that run at a time."""
+        gpus, cores = visible_gpus(), len(os.sched_getaffinity(0))
+        ranks = max((order.config.processes or 1 for order in orders), default=1)
+        possible = max(1, len(gpus) // ranks if gpus else min(cores // ranks, MOST_ON_CPU))
+        parallel = self.config.parallel or possible
+        size = len(gpus) // parallel
+        if gpus and parallel > possible:
+            allowed = f"at most {possible}: {ranks} ranks each, on {len(gpus)} GPUs"
+            raise ConfigError("hydra.launcher.parallel", parallel, allowed, "Run fewer points at a time.")
+        return [Slot(tuple(gpus[i * size : (i + 1) * size]), cores // parallel) for i in range(parallel)]
+
+
+def start(job: Job, slot: Slot, order: RunOrder, log: Path) -> subprocess.Popen[bytes]:
+    """Start a point in a session of its own, so that Ctrl-C reaches it through this process alone, and exactly once."""
+    ranks = slot.ranks(order)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "orpo_exp.sweeps.job", str(ranks)],
+            env=slot.environment(ranks),
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    assert process.stdin is not None
+    with process.stdin as pipe:
+        pickle.dump(job, pipe)
+    return process
+
+
+def log_file(folder: Path, order: RunOrder) -> Path:
+    """Where a point's console output goes."""
+    (folder / "logs").mkdir(exist_ok=True)
+    return folder / "logs" / f"{order.folder.name}.log"
+
+
+@contextmanager
+def handed_on(running: dict[subprocess.Popen[bytes], tuple[RunOrder, Slot]]) -> Iterator[list[int]]:
+    """Hand SIGINT and SIGTERM on to the processes for the time of the block; the list holds what has come.
+
+    A run takes a second SIGINT as: at once.
+    """
+    received: list[int] = []
+
+    def hand_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for process in list(running):
+            process.send_signal(number)
+        if len(received) == 1:
+            print("stopping: the running points save first; Ctrl-C again ends them at once", file=sys.stderr)
+
+    former = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    count, given = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",")[:count] if given else [str(i) for i in range(count)]
+
+
+def shell_code(code: int) -> int:
+    """An exit code in the shell's numbering: 128 + n for a process that signal n killed."""
+    return 128 - code if code < 0 else code

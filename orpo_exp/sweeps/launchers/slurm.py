@@ -1,0 +1,152 @@
+"""Runs on a cluster: each a Slurm job of one task per rank, a sweep's points together as an array."""
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from orpo_exp.run_folder import RunOrder
+from orpo_exp.schema import ConfigError, setting
+from orpo_exp.sweeps.job import Entry, Job, SlurmTask
+from orpo_exp.sweeps.launchers.base import LAUNCHERS, Launcher, LauncherConfig
+from orpo_exp.sweeps.progress import follow, follow_run
+from orpo_exp.sweeps.states import read_sweep, write_sweep
+
+# submitit counts how often a job ran into its time limit. A run that comes back goes on: no number is too many.
+REQUEUES = 1_000_000
+
+
+@LAUNCHERS.register("slurm")
+class Slurm(Launcher):
+    """Submits by submitit and leaves, or follows where `wait` says so."""
+
+    @dataclass
+    class Config(LauncherConfig):
+        """What sbatch is asked for; None: the cluster's default. Times in minutes and seconds, memory in GB per node.
+
+        additional_parameters: further options of sbatch, name to value. python: the command that starts Python there.
+        """
+
+        partition: str | None = None
+        account: str | None = None
+        qos: str | None = None
+        constraint: str | None = None
+        nodes: int = setting(1, ge=1)
+        gpus_per_node: int | None = setting(None, ge=0)
+        tasks_per_node: int | None = setting(None, ge=1)
+        cpus_per_task: int | None = setting(None, ge=1)
+        mem_gb: float | None = setting(None, gt=0)
+        timeout_min: int = setting(240, ge=1)
+        signal_delay_s: int = setting(120, ge=1)
+        array_parallelism: int = setting(64, ge=1)
+        setup: list[str] = field(default_factory=list)
+        additional_parameters: dict[str, Any] = field(default_factory=dict)
+        container: str | None = None
+        container_mounts: list[str] = field(default_factory=list)
+        python: str | None = None
+        wait: bool = False
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.signal_delay_s >= 60 * self.timeout_min:
+                allowed = f"less than the {60 * self.timeout_min} seconds of timeout_min"
+                raise ConfigError("signal_delay_s", self.signal_delay_s, allowed, "Lower it, or raise timeout_min.")
+            if self.container_mounts and self.container is None:
+                raise ConfigError("container_mounts", self.container_mounts, "nothing without a container", "Name one.")
+
+    config: Config
+
+    def check(self, orders: Sequence[RunOrder]) -> None:
+        """See Launcher."""
+        if shutil.which("sbatch") is None or shutil.which("srun") is None:
+            allowed = "a machine with Slurm's sbatch and srun"
+            raise ConfigError("hydra/launcher", "slurm", allowed, "Go to the cluster's login node, or choose local.")
+        if given := next((order.config.processes for order in orders if order.config.processes), None):
+            do = "Say how many with hydra.launcher.nodes and hydra.launcher.tasks_per_node."
+            raise ConfigError("processes", given, "null: on a cluster there is a rank for each task", do)
+
+    def run(self, order: RunOrder, entry: Entry) -> int:
+        """See Launcher."""
+        folder = order.folder.absolute()
+        job = SlurmTask(Job(entry, replace(order, folder=folder), None))
+        (job_id,) = self.submit(folder / "logs", order.experiment, [job])
+        print(
+            f"submitted as job {job_id}\n"
+            f"  run   {folder}\n"
+            f"  logs  {folder}/logs/{job_id}_<rank>_log.out\n"
+            f"  look  squeue --job {job_id}; tail -F {folder}/run.log\n"
+            f"  stop  scancel {job_id}"
+        )
+        return follow_run(folder, job_id) if self.config.wait else 0
+
+    def sweep(self, folder: Path, orders: Sequence[RunOrder], entry: Entry) -> int:
+        """See Launcher."""
+        jobs = [SlurmTask(Job(entry, order, folder)) for order in orders]
+        ids = self.submit(folder / "logs", orders[0].experiment, jobs)
+        note_jobs(folder, {order.folder.name: job_id for order, job_id in zip(orders, ids, strict=True)})
+        array = ids[0].partition("_")[0]
+        span = ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}, at most {self.config.array_parallelism} at a time"
+        print(
+            f"submitted {len(ids)} points as job {array}: {span}\n"
+            f"  sweep  {folder}\n"
+            f"  logs   {folder}/logs/<job>_<rank>_log.out\n"
+            f"  look   python -m orpo_exp.sweeps.status {folder}\n"
+            f"  stop   scancel {array}\n"
+            f"Each point that ends rebuilds {folder}/summary.md; nobody has to wait for it."
+        )
+        return follow(folder) if self.config.wait else 0
+
+    def submit(self, logs: Path, name: str, tasks: Sequence[SlurmTask]) -> list[str]:
+        """Submit all at once and return their job ids. Raises ConfigError with what sbatch says where it refuses."""
+        from submitit import SlurmExecutor
+        from submitit.core.utils import FailedJobError
+
+        executor = SlurmExecutor(logs, max_num_timeout=REQUEUES, python=self.config.python)
+        executor.update_parameters(job_name=re.sub(r"\W", "_", name), **self.parameters())
+        try:
+            with executor.batch():
+                jobs = [executor.submit(task) for task in tasks]
+        except FailedJobError as refused:
+            do = "Correct the launcher's settings; nothing was submitted."
+            raise ConfigError("hydra/launcher", "slurm", "what sbatch accepts", f"{refused} {do}") from refused
+        return [job.job_id for job in jobs]
+
+    def parameters(self) -> dict[str, Any]:
+        """The settings as submitit takes them."""
+        config = self.config
+        srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
+        if config.cpus_per_task:
+            srun.append(f"--cpus-per-task={config.cpus_per_task}")  # srun no longer takes it over from sbatch
+        if config.container:
+            srun += [f"--container-image={config.container}", f"--container-workdir={Path.cwd()}"]
+        if config.container_mounts:
+            srun.append(f"--container-mounts={','.join(config.container_mounts)}")
+        asked = {
+            "partition": config.partition,
+            "account": config.account,
+            "qos": config.qos,
+            "constraint": config.constraint,
+            "nodes": config.nodes,
+            "gpus_per_node": config.gpus_per_node or None,
+            "ntasks_per_node": config.tasks_per_node or config.gpus_per_node or 1,
+            "cpus_per_task": config.cpus_per_task,
+            "mem": f"{round(1024 * config.mem_gb)}M" if config.mem_gb else None,
+            "time": config.timeout_min,
+            "signal_delay_s": config.signal_delay_s,
+            "array_parallelism": config.array_parallelism,
+            "setup": config.setup or None,
+        }
+        given = {key: value for key, value in asked.items() if value is not None}
+        # a preempted job comes back also where the cluster's default is to end it; submitit's own wckey is nobody's
+        extra = {"requeue": True, **config.additional_parameters}
+        return given | {"srun_args": srun, "additional_parameters": extra, "wckey": None, "stderr_to_stdout": True}
+
+
+def note_jobs(folder: Path, ids: Mapping[str, str]) -> None:
+    """Write each point's job id, by its folder's name, into sweep.json."""
+    sweep = read_sweep(folder)
+    assert sweep is not None
+    points = [replace(point, job_id=ids.get(point.folder, point.job_id)) for point in sweep.points]
+    write_sweep(folder, replace(sweep, points=points))

@@ -1,0 +1,282 @@
+"""A sweep's pictures: final metrics against what was swept, a heat map for two keys, learning curves."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orpo_exp.sweeps.axes import LEVELS, MEANING, colours, format_values, name_ticks, new_figure, numeric, values_of
+from orpo_exp.sweeps.report import MAIN
+from orpo_exp.sweeps.results import Group, Results, as_number
+from orpo_exp.tracking.console import number
+from orpo_exp.tracking.jsonl import FILE, read_metrics
+from orpo_exp.tracking.plots import BLUE, INK, STYLE, series
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+MOST_PANELS = 9
+PICTURES = ("metrics", "further_metrics", "heat_map", "learning_curves")
+
+
+def draw_sweep(results: Results, metric: str, folder: Path) -> dict[Path, str]:
+    """Draw what the completed points allow; each file that was written, with what it shows.
+
+    metric: the one that decides; it comes first, and a heat map shows it alone. Pictures of an earlier summary that
+    are not drawn again are removed.
+    """
+    import matplotlib
+
+    groups, keys = results.groups, results.keys
+    there = {name for group in groups for point in group.points for name in point.metrics}
+    main = [name for name in dict.fromkeys((metric, *MAIN)) if name in there]
+    further = [name for name in sorted(there - set(main)) if varies(groups, name)]
+    if "lam" in further and is_setting(groups, "lam"):  # what was asked for, no schedule having moved it
+        further.remove("lam")
+    pictures: dict[str, tuple[Figure, str]] = {}
+    with matplotlib.rc_context(STYLE):
+        if main and len(keys) <= 2:
+            axis, lines = axis_and_lines(results)
+            text = f"by `{axis or 'seed'}`" + (f", a colour for each `{lines}`" if lines else "")
+            text += ". A dot is one seed, a diamond the mean over seeds, the bar its 95% interval."
+            pictures["metrics"] = against(groups, axis, lines, main), f"Final held-out metrics {text}"
+            if further:
+                pictures["further_metrics"] = against(groups, axis, lines, further), f"Further held-out metrics {text}"
+            if len(keys) == 2:
+                text = f"Final `{metric}` by `{keys[0]}` and `{keys[1]}`: mean and 95% interval; grey: no result."
+                pictures["heat_map"] = heat_map(groups, axis, lines, metric), text
+            curves = learning_curves(groups, axis, lines, main)
+            if curves:
+                text = f"Held-out metrics while training, by `{axis}`" if axis else "Held-out metrics while training"
+                pictures["learning_curves"] = curves, f"{text}: mean over seeds; thin lines are single seeds."
+        elif main:
+            text = (
+                f"Final `{metric}` by each key. Grey: all other settings held; blue: the mean over them."
+                " With more than two swept keys there are no learning curves here: each run's `plots/` has its own."
+            )
+            pictures["metrics"] = main_effects(groups, keys, metric), text
+        folder.mkdir(exist_ok=True)
+        for old in PICTURES:
+            if old not in pictures:
+                (folder / f"{old}.png").unlink(missing_ok=True)
+        for name, (figure, _) in pictures.items():
+            beside = folder / f".{name}.png"
+            figure.savefig(beside, format="png")
+            beside.replace(folder / f"{name}.png")
+    return {folder / f"{name}.png": text for name, (_, text) in pictures.items()}
+
+
+def varies(groups: Sequence[Group], metric: str) -> bool:
+    """Whether a metric takes more than one value."""
+    return len({value for group in groups for value in group.values(metric).values()}) > 1
+
+
+def is_setting(groups: Sequence[Group], metric: str) -> bool:
+    """Whether a metric only repeats one of the swept numbers."""
+    return any(
+        all(value == as_number(group.setting[key]) for group in groups for value in group.values(metric).values())
+        for key in groups[0].setting
+    )
+
+
+def axis_and_lines(results: Results) -> tuple[str | None, str | None]:
+    """Which of up to two keys goes along the axis (numbers before words, then more values before fewer)."""
+
+    def fitness(key: str) -> tuple[bool, int]:
+        values = values_of(results.groups, key)
+        return numeric(values), len(values)
+
+    ranked = sorted(results.keys, key=fitness, reverse=True)
+    return (ranked[0] if ranked else None), (ranked[1] if len(ranked) > 1 else None)
+
+
+def against(groups: Sequence[Group], axis: str | None, lines: str | None, metrics: Sequence[str]) -> "Figure":
+    """A panel for each metric: every seed's final value, the means and their intervals, along `axis`."""
+    figure, panels = new_figure(len(metrics))
+    values = values_of(groups, axis)
+    styles = colours(values_of(groups, lines)) if lines else {"": {"color": BLUE}}
+    for ax, metric in zip(panels, metrics, strict=True):
+        for i, (line, style) in enumerate(styles.items()):
+            shift = 0.6 * (i - (len(styles) - 1) / 2) / max(len(styles), 2)
+            own = [g for g in groups if (not lines or g.setting[lines] == line) and g.values(metric)]
+            places = [(values.index(g.setting[axis]) if axis else 0) + shift for g in own]
+            draw_settings(ax, places, own, metric, style, axis is not None and numeric(values), 0.2 / len(styles))
+        cut = limit(ax, groups, metric)
+        ax.set_title(MEANING.get(metric, metric.replace("_", " ")) + ("\n(bars cut off at the frame)" if cut else ""))
+        ax.set(xlabel=axis or "", ylabel=metric)
+        name_ticks(ax, values)
+        if metric in LEVELS and ax.get_ylim()[0] < LEVELS[metric][0] < ax.get_ylim()[1]:
+            ax.axhline(LEVELS[metric][0], color="#888888", linestyle=":", linewidth=1.2, zorder=1)
+            level, name = LEVELS[metric]
+            ax.annotate(name, (1, level), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+                        va="center", color="#888888", fontsize=8)  # fmt: skip
+    from matplotlib.lines import Line2D
+
+    handles = [
+        Line2D([], [], marker="o", linestyle="", color=INK, alpha=0.6, markersize=4, label="one seed"),
+        Line2D([], [], marker="D", color=INK, markersize=5, linestyle="", label="mean with its 95% interval"),
+        *(Line2D([], [], marker="D", label=f"{lines}={line}", **style) for line, style in styles.items() if lines),
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4))
+    return figure
+
+
+def draw_settings(
+    ax: "Axes",
+    places: Sequence[float],
+    groups: Sequence[Group],
+    metric: str,
+    style: Mapping[str, Any],
+    join: bool,
+    beside: float,
+) -> None:
+    """At each place a setting's seeds as dots, left by `beside`, and their mean as a diamond with its bar.
+
+    join: draw a line through the means."""
+    means = []
+    for place, group in zip(places, groups, strict=True):
+        found = group.estimate(metric)
+        assert found is not None
+        means.append(found.mean)
+        seeds = list(group.values(metric).values())
+        middle = (len(seeds) - 1) / 2  # side by side, left of their bar
+        spread = [place + beside * (-1 + 0.4 * (i - middle) / max(middle, 1)) for i in range(len(seeds))]
+        ax.plot(spread, seeds, "o", color=style["color"], alpha=0.6, markersize=4, markeredgewidth=0, zorder=3)
+        if found.low is not None and found.high is not None:
+            bars = [[found.mean - found.low], [found.high - found.mean]]
+            ax.errorbar([place], [found.mean], bars, color=style["color"], linewidth=1.4, capsize=3, zorder=4)
+    dashes = style.get("linestyle", "-") if join else ""
+    ax.plot(places, means, "D", linestyle=dashes, color=style["color"], markersize=5, linewidth=1.2, zorder=5,
+            markeredgecolor="white", markeredgewidth=0.7)  # fmt: skip
+
+
+def limit(ax: "Axes", groups: Sequence[Group], metric: str) -> bool:
+    """Fit the vertical axis to the seeds, for an interval may be twenty times as wide. True where a bar is cut."""
+    seeds = [value for group in groups for value in group.values(metric).values()]
+    margin = 0.6 * (max(seeds) - min(seeds)) or 0.05 * abs(seeds[0]) or 0.1
+    low, high = min(seeds) - margin, max(seeds) + margin
+    found = [estimate for group in groups if (estimate := group.estimate(metric)) and estimate.low is not None]
+    lowest = min([min(seeds), *(e.low for e in found if e.low is not None)])
+    highest = max([max(seeds), *(e.high for e in found if e.high is not None)])
+    room = 0.05 * (min(high, highest) - max(low, lowest)) or margin
+    ax.set_ylim(max(low, lowest - room), min(high, highest + room))
+    return lowest < low or highest > high
+
+
+def heat_map(groups: Sequence[Group], across: str | None, down: str | None, metric: str) -> "Figure":
+    """The mean of one metric for each pair of values, written into its field; a field without a result stays grey."""
+    import numpy
+    from matplotlib.figure import Figure
+
+    assert across is not None
+    assert down is not None
+    columns, rows = values_of(groups, across), values_of(groups, down)
+    found = {(g.setting[down], g.setting[across]): g.estimate(metric) for g in groups}
+    means = [[e.mean if (e := found.get((row, column))) else math.nan for column in columns] for row in rows]
+    figure = Figure(figsize=(2.6 + 0.95 * len(columns), 1.6 + 0.55 * len(rows)), layout="constrained")
+    ax = figure.add_subplot()
+    ax.set_facecolor("#DDDDDD")
+    image = ax.imshow(means, cmap="viridis", aspect="auto")
+    brightness = image.to_rgba(numpy.asarray(means))[..., :3] @ numpy.array([0.299, 0.587, 0.114])
+    for y, row in enumerate(rows):
+        for x, column in enumerate(columns):
+            estimate = found.get((row, column))
+            text, ink = "", INK
+            if estimate is not None:
+                text, ink = number(estimate.mean), "white" if brightness[y, x] < 0.5 else "black"
+                if estimate.low is not None and estimate.high is not None:
+                    text += f"\n± {(estimate.high - estimate.low) / 2:.2g}"
+            ax.text(x, y, text, ha="center", va="center", color=ink, fontsize=8)
+    ax.set_xticks(range(len(columns)), columns, rotation=35 if max(map(len, columns)) > 9 else 0)
+    ax.set_yticks(range(len(rows)), rows)
+    ax.set(xlabel=across, ylabel=down)
+    ax.set_title(MEANING.get(metric, metric))
+    ax.grid(False)
+    ax.tick_params(length=0)
+    figure.colorbar(image, label=f"{metric}, mean over seeds")
+    return figure
+
+
+def learning_curves(
+    groups: Sequence[Group], axis: str | None, lines: str | None, metrics: Sequence[str]
+) -> "Figure | None":
+    """Evaluations against steps, a colour for each value of `axis`; a panel for each metric or, with two keys, for each
+    value of the other one. None where there would be no line or too many panels."""
+    records = {
+        point.folder: [r for r in read_metrics(point.folder / FILE) if r["split"] == "eval"]
+        for group in groups
+        for point in group.points
+    }
+    others = values_of(groups, lines)
+    panels = [(metrics[0], other) for other in others] if lines else [(metric, "") for metric in metrics]
+    if len(panels) > MOST_PANELS or not any(len(evaluations) > 1 for evaluations in records.values()):
+        return None
+    figure, axes = new_figure(len(panels))
+    styles = colours(values_of(groups, axis)) if axis else {"": {"color": BLUE}}
+    for ax, (metric, other) in zip(axes, panels, strict=True):
+        for group in groups:
+            if lines and group.setting[lines] != other:
+                continue
+            style = styles[group.setting[axis] if axis else ""]
+            seeds = [dict(zip(*series(records[point.folder], metric), strict=True)) for point in group.points]
+            if len(seeds) > 1:
+                for seed in seeds:
+                    ax.plot(list(seed), list(seed.values()), linewidth=0.6, alpha=0.35, **style)
+            steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
+            means = [statistics.fmean(seed[step] for seed in seeds) for step in steps]
+            ax.plot(steps, means, linewidth=1.8, **style)
+        ax.set_title(f"{lines}={other}" if lines else MEANING.get(metric, metric))
+        ax.set(xlabel="optimizer step", ylabel=metric)
+        format_values(ax)
+        leave_out_the_start(ax)
+    if lines:
+        low, high = min(ax.get_ylim()[0] for ax in axes), max(ax.get_ylim()[1] for ax in axes)
+        for ax in axes:
+            ax.set_ylim(low, high)
+    if axis:
+        from matplotlib.lines import Line2D
+
+        handles = [Line2D([], [], linewidth=1.8, label=value, **style) for value, style in styles.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), title=axis)
+    return figure
+
+
+def leave_out_the_start(ax: "Axes") -> None:
+    """Fit the vertical axis to what comes after the first evaluation, where the fall from it hides the rest."""
+    heights = [list(map(float, line.get_ydata())) for line in ax.lines]  # type: ignore[arg-type]
+    whole = [height for line in heights for height in line]
+    later = [height for line in heights for height in line[1:]]
+    if later and max(later) - min(later) < 0.5 * (max(whole) - min(whole)):
+        room = 0.06 * (max(later) - min(later)) or 0.05
+        ax.set_ylim(min(later) - room, max(later) + room)
+        ax.set_title(f"{ax.get_title(loc='left')}\n(the start lies outside the frame)")
+
+
+def main_effects(groups: Sequence[Group], keys: Sequence[str], metric: str) -> "Figure":
+    """A panel for each key: grey lines hold all other keys, blue is the mean over them."""
+    figure, panels = new_figure(len(keys))
+    for ax, key in zip(panels, keys, strict=True):
+        values = values_of(groups, key)
+        rest: dict[tuple[str, ...], dict[int, float]] = {}
+        for group in groups:
+            found = group.estimate(metric)
+            if found:
+                others = tuple(value for other, value in group.setting.items() if other != key)
+                rest.setdefault(others, {})[values.index(group.setting[key])] = found.mean
+        for line in rest.values():
+            ax.plot(sorted(line), [line[i] for i in sorted(line)], ".-", color="#AAAAAA", linewidth=0.8, markersize=4)
+        there = [i for i in range(len(values)) if any(i in line for line in rest.values())]
+        means = [statistics.fmean(line[i] for line in rest.values() if i in line) for i in there]
+        ax.plot(there, means, "D-", color=BLUE, linewidth=1.8, markersize=5)
+        ax.set(xlabel=key, ylabel=metric)
+        ax.set_title(MEANING.get(metric, metric))
+        name_ticks(ax, values)
+    figure.legend(
+        handles=[panels[0].lines[0], panels[0].lines[-1]],
+        labels=["the other keys held", "mean over the other keys"],
+        loc="outside lower center",
+        ncols=2,
+    )
+    return figure

@@ -1,0 +1,144 @@
+"""A sweep's points: from a command's values to their folders, and which of them still have to be run."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from orpo_exp.config import RunConfig
+from orpo_exp.run_folder import RunOrder
+from orpo_exp.schema import ConfigError
+from orpo_exp.sweeps.states import State, Sweep, SweepPoint, read_sweep, slurm_queue, state_of
+
+TO_RUN = (State.missing, State.failed, State.interrupted, State.killed)
+LONGEST_NAME = 100  # characters of a point's folder before its hash
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One value for each key of a command. overrides: all of them; swept: those that vary, key to value as typed."""
+
+    overrides: list[str]
+    swept: dict[str, str]
+
+    @property
+    def name(self) -> str:
+        """What sets it apart, for people: `loss.lam=0.1,seed=0`."""
+        return ",".join(f"{key}={value}" for key, value in self.swept.items())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep as its folder will know it, the state of each point that the command asks for, and those to be run."""
+
+    sweep: Sweep
+    states: Counter[State]
+    to_run: list[RunOrder]
+
+
+def combinations(overrides: Sequence[str]) -> list[Combination]:
+    """Every combination of the values that the overrides list; the last key varies fastest.
+
+    Raises ConfigError for a range without steps, and for settings of the sweep itself.
+    """
+    choices: dict[str, list[str]] = {}  # an override given twice counts as the later one, as Hydra has it
+    swept: dict[str, list[str]] = {}
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.get_key_element()
+        name = key.lstrip("+")
+        swept.pop(name, None)
+        text = str(override.input_line)
+        choices[key] = [text]
+        if not override.is_sweep_override():
+            continue
+        if not override.is_discrete_sweep() or name.startswith(("hydra", "sweep.")):
+            allowed = "one value: only what belongs to a run is swept, and by a list of values or range(...)"
+            raise ConfigError(name, text.partition("=")[2], allowed, "Give one value, or a list.")
+        swept[name] = list(override.sweep_string_iterator())
+        choices[key] = [f"{key}={value}" for value in swept[name]]
+    names = [key.lstrip("+") for key in choices]
+    return [
+        Combination(list(texts), {n: t.partition("=")[2] for n, t in zip(names, texts, strict=True) if n in swept})
+        for texts in itertools.product(*choices.values())
+    ]
+
+
+def sweep_name(configs: Sequence[RunConfig], swept: Sequence[str]) -> str:
+    """A name for a sweep that was given none: from which keys are swept, and from all that its points have in common.
+
+    The swept keys' own values have no part in it, so that a sweep with more values finds the folder it had with fewer.
+    """
+    contents = [flat(config.numeric()) for config in configs]
+    common = {
+        key: value
+        for key, value in contents[0].items()
+        if not any(belongs(key, name) for name in swept) and all(c.get(key, ...) == value for c in contents)
+    }
+    return hashlib.sha256(json.dumps([sorted(swept), common], sort_keys=True).encode()).hexdigest()[:8]
+
+
+def plan(folder: Path, experiment: str, overrides: list[str], orders: Sequence[tuple[Combination, RunOrder]]) -> Plan:
+    """What a command's points come to in the sweep's folder: known points are found again, equal ones become one.
+
+    overrides: the command's. Raises ConfigError for a sweep.json that cannot be understood, and where two points would
+    share a folder.
+    """
+    try:
+        known = read_sweep(folder)
+    except ValueError as error:
+        raise ConfigError("hydra.sweep.dir", str(folder), "a sweep's folder, or a new one", str(error)) from error
+    numeric = flat(orders[0][1].config.numeric())
+
+    def identity(swept: Mapping[str, str], config_hash: str) -> object:
+        """Equal numbers are one point, unless what is swept is of the kind that changes none, e.g. processes."""
+        return config_hash, *(f"{k}={v}" for k, v in swept.items() if not any(belongs(n, k) for n in numeric))
+
+    points = {identity(p.overrides, p.config_hash): p for p in (known.points if known else [])}
+    asked: dict[str, RunOrder] = {}
+    for combination, order in orders:
+        new = SweepPoint(folder_name(combination, order), combination.swept, order.config.config_hash)
+        point = points.setdefault(identity(new.overrides, new.config_hash), new)
+        asked[point.folder] = dataclasses.replace(order, folder=folder / point.folder)
+    if len({point.folder for point in points.values()}) < len(points):
+        allowed = f"values that differ in the first {LONGEST_NAME} characters of a point's name"
+        raise ConfigError("--multirun", " ".join(overrides), allowed, "Sweep over names of files in one folder, say.")
+
+    swept = list(dict.fromkeys([*(known.swept if known else []), *orders[0][0].swept]))
+    sweep = Sweep(experiment, folder.name, swept, overrides, list(points.values()))
+    queue = slurm_queue()
+    states = {p.folder: current(folder, p, queue) for p in sweep.points if p.folder in asked}
+    to_run = [asked[name] for name, state in states.items() if state in TO_RUN]
+    return Plan(sweep, Counter(states.values()), to_run)
+
+
+def current(folder: Path, point: SweepPoint, queue: Mapping[str, str] | None) -> State:
+    """A point's state, where one that has stopped is still running as long as its job has not left Slurm."""
+    state = state_of(folder / point.folder, point.job_id, queue)
+    return State.running if state in TO_RUN and point.job_id in (queue or {}) else state
+
+
+def folder_name(combination: Combination, order: RunOrder) -> str:
+    """What a point's folder is called: what sets it apart, and the start of its hash."""
+    text = re.sub(r"[^\w.=,+-]+", "-", combination.name, flags=re.ASCII)[:LONGEST_NAME]
+    return f"{text or 'run'}_{order.config.config_hash[:8]}"
+
+
+def belongs(key: str, name: str) -> bool:
+    """Whether a configuration's key is what an override of this name sets: the key itself, or within the group."""
+    return key in (name, f"choices.{name}") or key.startswith(f"{name}.")
+
+
+def flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    result: dict[str, Any] = {}
+    for key, value in content.items():
+        result |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return result

@@ -1,0 +1,99 @@
+"""What is seen of a sweep while it runs: a live table in a terminal, elsewhere a line for each change."""
+
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from orpo_exp.sweeps.points import current
+from orpo_exp.sweeps.states import State, read_sweep, slurm_queue, state_of
+
+if TYPE_CHECKING:
+    from rich.live import Live
+
+SHOW_SECONDS = 2.0  # between two looks at the points' folders
+QUEUE_SECONDS = 10.0  # between two questions to Slurm
+GOING_ON = (State.queued, State.running)
+
+
+class Progress:
+    """Shows how the points of a sweep stand, as often as is sensible, however often it is asked to."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._states: dict[str, State] = {}
+        self._next = 0.0
+        self._live: Live | None = None
+
+    def __enter__(self) -> "Progress":
+        if sys.stdout.isatty():
+            from rich.live import Live
+
+            self._live = Live(auto_refresh=False)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is None:
+            self._next = 0.0
+            self.show()
+        if self._live:
+            self._live.stop()
+
+    def show(self) -> None:
+        """Bring what is shown up to date."""
+        if time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + SHOW_SECONDS
+        if self._live:
+            from orpo_exp.sweeps.status import status_table
+
+            self._live.update(status_table(self._folder), refresh=True)
+            return
+        for name, state in (states(self._folder) or self._states).items():
+            if self._states.get(name, State.missing) is not state:
+                print(f"{time.strftime('%H:%M:%S')} {name}: {state}", flush=True)
+            self._states[name] = state
+
+
+def states(folder: Path) -> dict[str, State] | None:
+    """The state of each point of a sweep, by its folder's name; None where Slurm is to be asked and does not answer."""
+    sweep = read_sweep(folder)
+    assert sweep is not None
+    queue = slurm_queue() if any(point.job_id for point in sweep.points) else {}
+    return None if queue is None else {point.folder: current(folder, point, queue) for point in sweep.points}
+
+
+def follow(folder: Path) -> int:
+    """Show a submitted sweep until none of its points is queued or running: 0 if all have completed, else 1.
+
+    Ctrl-C ends the showing alone: 130.
+    """
+    try:
+        with Progress(folder) as progress:
+            while (found := states(folder)) is None or any(state in GOING_ON for state in found.values()):
+                progress.show()
+                time.sleep(QUEUE_SECONDS)
+            return int(any(state is not State.completed for state in found.values()))
+    except KeyboardInterrupt:
+        print("The jobs go on; the table alone was left.", file=sys.stderr)
+        return 130
+
+
+def follow_run(folder: Path, job_id: str) -> int:
+    """Wait for a single submitted run to end, telling each change: 0 if it has completed, else 1; Ctrl-C: 130."""
+    shown = State.missing
+    try:
+        while True:
+            queue = slurm_queue()
+            state = shown if queue is None else state_of(folder, job_id, queue)
+            if state is not shown:
+                print(f"{time.strftime('%H:%M:%S')} {folder.name}: {state}", flush=True)
+            if queue is not None and state not in GOING_ON and job_id not in queue:
+                return int(state is not State.completed)
+            shown = state
+            time.sleep(QUEUE_SECONDS)
+    except KeyboardInterrupt:
+        print("The job goes on; the waiting alone was left.", file=sys.stderr)
+        return 130

@@ -1,0 +1,237 @@
+"""What a sweep says, in words: which setting is best and how sure that is, as a page in Markdown."""
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orpo_exp.sweeps.results import Group, Point, Results
+from orpo_exp.sweeps.states import State
+from orpo_exp.sweeps.statistics import Difference, Estimate, difference, estimate
+from orpo_exp.tracking.console import number
+
+MAIN = ("rewards/accuracy", "rewards/margin", "nll_loss", "logps/chosen")
+FEW = 5  # seeds; with fewer an interval rests on a guess of the spread
+MOST_NAMES = 6  # settings named in a sentence
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The settings ranked by one metric. direction: max or min. ranking: the best first, those without the metric left
+    out. behind: for each but the best, how its metric differs from the best's (best less other). text: plain sentences.
+    """
+
+    metric: str
+    direction: str
+    ranking: list[Group]
+    behind: list[Difference]
+    text: str
+
+
+def headline(results: Results, metric: str, direction: str) -> Headline:
+    """Rank the settings and say in words what the ranking is worth."""
+    sign = -1.0 if direction == "max" else 1.0
+    means = {group.name: found.mean for group in results.groups if (found := group.estimate(metric))}
+    ranking = sorted((g for g in results.groups if g.name in means), key=lambda group: sign * means[group.name])
+    behind = [difference(ranking[0].values(metric), other.values(metric)) for other in ranking[1:]]
+    text = sentences(metric, direction, ranking, behind)
+    unfinished = sum(point.state is not State.completed for point in results.points)
+    doubts = [
+        *([f"{unfinished} of {len(results.points)} points have no result."] if unfinished else []),
+        *(reservations([len(group.values(metric)) for group in ranking]) if ranking else []),
+    ]
+    return Headline(metric, direction, ranking, behind, f"{text}\n\nTake care: {' '.join(doubts)}" if doubts else text)
+
+
+def sentences(metric: str, direction: str, ranking: Sequence[Group], behind: Sequence[Difference]) -> str:
+    """The best setting, the runner-up, and whether the seeds tell them apart."""
+    if not ranking:
+        return f"No completed point has the metric {metric} yet."
+    better = "higher" if direction == "max" else "lower"
+    best = estimate(list(ranking[0].values(metric).values()))
+    if len(ranking) == 1:
+        return f"There is one setting, {ranking[0].name}: {metric} is {in_words(best)}."
+    second = estimate(list(ranking[1].values(metric).values()))
+    level = [group for group in ranking if group.estimate(metric).mean == best.mean]  # type: ignore[union-attr]
+    if len(level) > 1:
+        said = [
+            f"{len(level)} settings share the best {metric} ({better} is better), {number(best.mean)} on average:"
+            f" {'; '.join(group.name for group in level)}. None of them is ahead."
+        ]
+    else:
+        said = [
+            f"Best by {metric} ({better} is better): {ranking[0].name} with {in_words(best)}.",
+            f"The runner-up is {ranking[1].name} with {in_words(second)}.",
+            told_apart(behind[0], direction),
+        ]
+    alike = [g.name for g, lead in zip(ranking[1:], behind, strict=True) if not lead.clear and lead.low is not None]
+    if len(alike) > 1:
+        names = "; ".join(alike) if len(alike) <= MOST_NAMES else f"{len(alike)} of the {len(behind)} other settings"
+        said.append(f"Not told apart from the best: {names}.")
+    return " ".join(said)
+
+
+def reservations(counts: Sequence[int]) -> list[str]:
+    """What to bear in mind, from the number of seeds that each setting has."""
+    said = []
+    if len(set(counts)) > 1:
+        said.append(f"The settings have different numbers of seeds, {min(counts)} to {max(counts)}.")
+    if 1 < min(counts) < FEW:
+        said.append(f"{min(counts)} seeds are few: how much seeds differ is itself a rough guess here.")
+    if len(counts) > 2:
+        said.append(
+            f"The best of {len(counts)} settings was picked by these same numbers, which flatters it a little;"
+            " seeds not used here would confirm it."
+        )
+    return said
+
+
+def told_apart(found: Difference, direction: str) -> str:
+    """Whether the best and the runner-up differ by more than the seeds do."""
+    lead = found.mean if direction == "max" else -found.mean
+    if found.low is None or found.high is None:
+        return (
+            f"It is behind by {number(lead)}, and one seed cannot say whether that is chance: give both more seeds"
+            " (seed=0,1,2)."
+        )
+    ends = (found.low, found.high) if direction == "max" else (-found.high, -found.low)
+    where = f"over their {found.n} common seeds" if found.method == "paired t" else "over seeds that differ"
+    ahead = "ahead" if lead >= 0 else "behind"
+    verdict = (
+        "That leaves 0 out: the seeds tell the two apart."
+        if found.clear
+        else "That includes 0: the seeds do not tell the two apart."
+    )
+    return (
+        f"The best is {ahead} by {number(abs(lead))} {where}, with a 95% interval of the lead from {number(ends[0])} to"
+        f" {number(ends[1])} ({found.method}). {verdict}"
+    )
+
+
+def in_words(found: Estimate) -> str:
+    """A mean with its interval, for a sentence."""
+    return f"{cell(found)} ({'one seed, so no interval' if found.n == 1 else f'95% interval, {found.method}'})"
+
+
+def page(results: Results, told: Headline, pictures: Mapping[Path, str], folder: Path, rebuild: str) -> str:
+    """summary.md. pictures: file to what it shows. folder: where the page will lie. rebuild: the command for it."""
+    completed = sum(point.state is State.completed for point in results.points)
+    parts = [
+        f"# {results.title}",
+        told.text,
+        what_was_swept(results),
+        f"{completed} of {len(results.points)} points are completed: {counts(results.points)}.",
+        "## Settings",
+        "Held-out metrics after training: mean over seeds with its 95% interval (Student's t below 10 seeds,"
+        " bootstrap from 10 on, none for one seed). *Lead* is how far the best setting's"
+        f" {told.metric} lies from the row's, with its 95% interval; one that includes 0 means the two are not told"
+        " apart. Runs with one seed share their luck, and the lead compares seed by seed: it may be clear although the"
+        " settings' own intervals overlap.",
+        settings_table(results, told),
+        *(f"![{path.stem}]({os.path.relpath(path, folder)})\n\n*{text}*" for path, text in pictures.items()),
+        *unfinished(results, folder),
+        "## What it cost",
+        costs(results.points),
+        "## Files",
+        "`summary.csv` has a row for each point with all its final metrics, `summary.json` everything on this page and"
+        f" all other metrics. To make them anew from the runs' folders:\n\n```bash\n{rebuild}\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def what_was_swept(results: Results) -> str:
+    """The swept keys and their values; what else varied; what was left out."""
+    lines = []
+    for key in results.keys:
+        values = dict.fromkeys(group.setting[key] for group in results.groups)
+        lines.append(f"* `{key}`: {', '.join(values) or 'no completed point yet'}")
+    seeds = dict.fromkeys(point.seed for point in results.points if point.seed)
+    lines.append(f"* `seed`: {', '.join(sorted(seeds, key=lambda seed: (len(seed), seed))) or 'unknown'}")
+    if results.along:
+        keys = ", ".join(f"`{key}`" for key in results.along)
+        lines.append(f"* settled by the above, and varying with it: {keys}")
+    if results.repeated:
+        lines.append(f"* {len(results.repeated)} points repeat a setting and a seed; each is counted once")
+    return "What was varied:\n\n" + "\n".join(lines)
+
+
+def settings_table(results: Results, told: Headline) -> str:
+    """A row for each setting, the best one in bold."""
+    if not results.groups:
+        return "No point is completed yet."
+    there = {name for group in results.groups for point in group.points for name in point.metrics}
+    metrics = [name for name in dict.fromkeys((told.metric, *MAIN)) if name in there]
+    leads = {group.name: lead for group, lead in zip(told.ranking[1:], told.behind, strict=True)}
+    rows = [[*(f"`{key}`" for key in results.keys), "seeds", *metrics, "lead"]]
+    for group in results.groups:
+        cells = [*group.setting.values(), str(len(group.points)), *(cell(group.estimate(name)) for name in metrics)]
+        if told.ranking and group is told.ranking[0]:
+            rows.append([f"**{text}**" for text in [*cells, "best"]])
+        else:
+            rows.append([*cells, lead_cell(leads[group.name], told.direction) if group.name in leads else ""])
+    return table(rows)
+
+
+def cell(found: Estimate | None) -> str:
+    """A mean with its interval: ± half of it where it is symmetric, else both ends."""
+    if found is None:
+        return ""
+    if found.low is None or found.high is None:
+        return number(found.mean)
+    if found.symmetric:
+        return f"{number(found.mean)} ± {number(found.high - found.mean)}"
+    return f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
+
+
+def lead_cell(found: Difference, direction: str) -> str:
+    """How far the best setting is ahead, as a positive number where it is."""
+    sign = 1 if direction == "max" else -1
+    if found.low is None or found.high is None:
+        return number(sign * found.mean)
+    low, high = sorted((sign * found.low, sign * found.high))
+    return f"{number(sign * found.mean)} [{number(low)}, {number(high)}]"
+
+
+def unfinished(results: Results, folder: Path) -> list[str]:
+    """The points without a result, with the reason and where to look."""
+    points = [point for point in results.points if point.state is not State.completed]
+    if not points:
+        return []
+    rows = [["point", "state", "why", "folder"]]
+    for point in points:
+        name = ", ".join(f"{key}={point.settings[key]}" for key in (*results.keys, "seed") if key in point.settings)
+        place = os.path.relpath(point.folder, folder)
+        rows.append([name or point.folder.name, point.state, (point.reason or "")[:300], f"`{place}`"])
+    advice = (
+        "The sweep's own command, given again, runs what is missing, failed, interrupted or killed, and nothing else."
+    )
+    return ["## Points without a result", table(rows), advice]
+
+
+def counts(points: Sequence[Point]) -> str:
+    """How many points are in which state."""
+    by_state = Counter(point.state for point in points)
+    return ", ".join(f"{by_state[state]} {state}" for state in State if by_state[state])
+
+
+def costs(points: Sequence[Point]) -> str:
+    """Wall time of all points and what they kept busy meanwhile."""
+    seconds = sum(point.seconds for point in points)
+    gpu_hours = sum(point.seconds * point.gpus for point in points) / 3600
+    core_hours = sum(point.seconds * point.cores for point in points if not point.gpus) / 3600
+    said = [f"Wall time of all points together, every attempt counted: {number(seconds / 3600)} hours."]
+    if gpu_hours:
+        said.append(f"GPU hours (a run's processes, each on its GPU, times its wall time): {number(gpu_hours)}.")
+    if core_hours or not gpu_hours:
+        said.append(
+            f"Core hours of runs without a GPU (the cores a run may use, times its wall time): {number(core_hours)}."
+        )
+    return " ".join(said)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first row the head."""
+    escaped = [[text.replace("|", "\\|").replace("\n", " ") for text in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in escaped]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])

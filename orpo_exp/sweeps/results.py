@@ -1,0 +1,263 @@
+"""The points of one sweep or several as rows: settings, seed, state, numbers; and the rows grouped over seeds."""
+
+import json
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+from orpo_exp.sweeps.states import (
+    RESULT,
+    Queue,
+    State,
+    Sweep,
+    SweepPoint,
+    read_result,
+    read_sweep,
+    slurm_queue,
+    state_of,
+)
+from orpo_exp.sweeps.statistics import Estimate, estimate
+
+log = logging.getLogger(__name__)
+
+SEED = "seed"
+CONFIG = "config.yaml"
+NOWHERE = "(none)"  # the value of a key that a point's configuration does not have
+NO_CONDITION = ("tracker", "sweep", "resume")  # parts of a configuration that no number depends on
+
+
+@dataclass
+class Point:
+    """One run. settings: every known key as text. reason: why it has no result to count, None where it has one.
+
+    metrics: the final held-out metrics, finite ones alone. seconds: its wall time. gpus, cores: what it kept busy.
+    """
+
+    sweep: Path
+    folder: Path
+    settings: dict[str, str]
+    state: State
+    reason: str | None
+    config_hash: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
+    seconds: float = 0.0
+    gpus: int = 0
+    cores: int = 0
+
+    @property
+    def seed(self) -> str:
+        """The seed as text."""
+        return self.settings.get(SEED, "")
+
+
+@dataclass
+class Group:
+    """The completed points of one setting, one for each seed. setting: swept key but the seed to value."""
+
+    setting: dict[str, str]
+    points: list[Point]
+
+    @property
+    def name(self) -> str:
+        """The setting as one would type it."""
+        return ", ".join(f"{key}={value}" for key, value in self.setting.items()) or "all seeds"
+
+    def values(self, metric: str) -> dict[str, float]:
+        """A metric by seed."""
+        return {point.seed: point.metrics[metric] for point in self.points if metric in point.metrics}
+
+    def estimate(self, metric: str) -> Estimate | None:
+        """A metric's mean over the seeds, None where no point has it."""
+        values = self.values(metric)
+        return estimate(list(values.values())) if values else None
+
+
+@dataclass
+class Results:
+    """All points of the given sweeps.
+
+    keys: what was swept but the seed, in the order typed. along: keys that vary too, but are settled by the former.
+    repeated: completed points left out because another one has the same setting and seed.
+    """
+
+    title: str
+    keys: list[str]
+    along: list[str]
+    points: list[Point]
+    groups: list[Group]
+    repeated: list[Point]
+
+
+def read_results(folders: Sequence[Path]) -> Results:
+    """Read sweeps' folders, with a sweep.json or without. Raises ValueError for a folder that holds no runs."""
+    queue = slurm_queue()
+    points, typed, titles = [], [], []
+    for folder in folders:
+        sweep = read_sweep(folder)
+        typed += [plain_key(key) for key in sweep.swept] if sweep else []
+        titles.append(f"{sweep.experiment}, {sweep.name}" if sweep else folder.resolve().name)
+        places = listed(folder, sweep)
+        for name, place in places.items():
+            point = read_point(folder, name, place.job_id if place else None, queue)
+            if place:
+                point.settings |= {plain_key(key): canonical(value) for key, value in place.overrides.items()}
+            points.append(point)
+    given = [key for key in dict.fromkeys(typed) if key != SEED]
+    told = [p for p in points if p.state is not State.running and (p.folder / CONFIG).exists()]
+    added, along = further_keys(told, given, SEED in typed)
+    keys = given + added
+    groups, repeated = grouped(points, keys)
+    return Results("; ".join(titles), keys, along, points, groups, repeated)
+
+
+def listed(folder: Path, sweep: Sweep | None) -> dict[str, SweepPoint | None]:
+    """The points' folders by name: those that sweep.json lists or, without it, those that hold a run. Raises ValueError
+    where there is none."""
+    if sweep:
+        return {point.folder: point for point in sweep.points}
+    runs = sorted(place.name for place in folder.iterdir() if (place / RESULT).exists()) if folder.is_dir() else []
+    if not runs:
+        raise ValueError(f"{folder} is not a sweep's folder: there is no sweep.json, and no folder of a run in it.")
+    return dict.fromkeys(runs)
+
+
+def read_point(sweep: Path, name: str, job_id: str | None, queue: Queue) -> Point:
+    """One run's row."""
+    folder = sweep / name
+    result = read_result(folder) or {}
+    state = state_of(folder, job_id, queue)
+    hardware = result.get("hardware") or {}
+    return Point(
+        sweep=sweep,
+        folder=folder,
+        settings=read_settings(folder / CONFIG),
+        state=state,
+        reason=reason(state, result, job_id),
+        config_hash=result.get("config_hash"),
+        metrics={k: float(v) for k, v in (result.get("eval") or {}).items() if v is not None and math.isfinite(v)},
+        steps=result.get("steps", 0),
+        seconds=result.get("wall_time_seconds", 0.0),
+        gpus=result.get("world_size", 1) if hardware.get("gpus") else 0,
+        cores=hardware.get("cores", 0),
+    )
+
+
+def reason(state: State, result: Mapping[str, Any], job_id: str | None) -> str | None:
+    """Why a point has no result to count, in a line."""
+    steps = f"after step {result.get('steps', 0)}" + (f" of {total}" if (total := result.get("total_steps")) else "")
+    heartbeat = result.get("heartbeat")
+    last = f"{datetime.fromtimestamp(heartbeat):%Y-%m-%d %H:%M:%S}" if heartbeat else "at an unknown time"
+    lines = str(result.get("error") or "no reason given").strip().splitlines()
+    return {
+        State.missing: "never started",
+        State.queued: f"waits in Slurm's queue as job {job_id or result.get('job_id')}",
+        State.running: f"still running, {steps}" if result else "its job has begun",
+        State.completed: None,
+        State.failed: lines[-1],
+        State.interrupted: f"asked to stop {steps}",
+        State.killed: f"killed {steps}; last heard of {last} on {result.get('host')}",
+    }[state]
+
+
+def read_settings(path: Path) -> dict[str, str]:
+    """The leaves of a config.yaml as dotted key to text; a group's choice under the group's name. Empty without one."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+    except FileNotFoundError:
+        return {}
+    except yaml.YAMLError as error:  # being written just now, or cut short by a kill
+        log.warning("%s is passed over: %s", path, error)
+        return {}
+    choices = content.pop("choices", None) or {}
+    chosen = {str(group): canonical(option) for group, option in choices.items()}
+    return {k: v for k, v in (chosen | dict(leaves(content))).items() if k.split(".")[0] not in NO_CONDITION}
+
+
+def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and value as text."""
+    for key, value in content.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", canonical(value)
+
+
+def canonical(value: Any) -> str:
+    """A value as text, the same for all ways to type it: 1.0 and 1e0 are 1, 'a' is a, None is null."""
+    if isinstance(value, bool) or value is None or isinstance(value, list | dict):
+        return json.dumps(value, ensure_ascii=False)
+    text = str(value).strip()
+    if text[:1] in ("[", "{"):
+        return json.dumps(yaml.safe_load(text), ensure_ascii=False)
+    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
+        return text[1:-1]
+    parsed = as_number(text)
+    if parsed is None:
+        return text.lower() if text.lower() in ("true", "false", "null") else text
+    return f"{parsed:.12g}" if abs(parsed) < 2**53 else text
+
+
+def as_number(text: str) -> float | None:
+    """The number a value is, None for a word."""
+    try:
+        parsed = float(text)
+    except ValueError:
+        return None
+    return parsed if math.isfinite(parsed) and "_" not in text else None
+
+
+def plain_key(key: str) -> str:
+    """A key without the + that Hydra wants before new ones."""
+    return key.lstrip("+")
+
+
+def further_keys(points: Sequence[Point], given: Sequence[str], by_seed: bool) -> tuple[list[str], list[str]]:
+    """Keys whose values tell points apart that are alike in the given ones, and keys that vary along with those.
+
+    by_seed: the seed counts as given. Group choices come first in `settings`, so that what follows from one is not
+    taken for a condition of its own.
+    """
+    base = [*given, *([SEED] if by_seed else [])]
+    added: list[str] = []
+    along: list[str] = []
+    for key in dict.fromkeys(key for point in points for key in point.settings):
+        if key in (*given, SEED) or len({point.settings.get(key) for point in points}) < 2:
+            continue
+        seen: dict[tuple[str | None, ...], set[str | None]] = {}
+        for point in points:
+            alike = tuple(point.settings.get(k) for k in [*base, *added])
+            seen.setdefault(alike, set()).add(point.settings.get(key))
+        if any(len(values) > 1 for values in seen.values()):
+            added.append(key)
+        else:
+            along.append(key)
+    return added, along
+
+
+def grouped(points: Iterable[Point], keys: Sequence[str]) -> tuple[list[Group], list[Point]]:
+    """The completed points by setting, in the order of the values; of several with one seed the first counts."""
+    groups: dict[tuple[str, ...], Group] = {}
+    repeated: list[Point] = []
+    for point in points:
+        if point.state is not State.completed:
+            continue
+        setting = {key: point.settings.get(key, NOWHERE) for key in keys}
+        group = groups.setdefault(tuple(setting.values()), Group(setting, []))
+        known = point.seed in {other.seed for other in group.points}
+        (repeated if known else group.points).append(point)
+    orders = [ordered(name[i] for name in groups) for i in range(len(keys))]
+    names = sorted(groups, key=lambda name: [order.index(value) for order, value in zip(orders, name, strict=True)])
+    return [groups[name] for name in names], repeated
+
+
+def ordered(values: Iterable[str]) -> list[str]:
+    """Different values: words as they come, then numbers by size."""
+    different = list(dict.fromkeys(values))
+    return sorted(different, key=lambda value: (as_number(value) is not None, as_number(value) or 0.0))

@@ -1,0 +1,155 @@
+"""What a sweep's folder says of its points: which there are, and what has become of each."""
+
+import json
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+SWEEP, RESULT = "sweep.json", "result.json"
+STALE_SECONDS = 600.0  # a heartbeat older than this is a dead run's, where nothing better can be known
+CLOCK_SECONDS = 5.0  # what two clocks of one machine may differ by
+Queue = Mapping[str, str] | None
+PENDING = frozenset(("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"))
+ENDED = ("completed", "failed", "interrupted")
+
+
+class State(StrEnum):
+    """What has become of a point.
+
+    missing: never started. queued: Slurm holds its job back. interrupted: it was asked to stop and saved.
+    killed: its result.json says running, but nothing runs it any more.
+    """
+
+    missing = "missing"
+    queued = "queued"
+    running = "running"
+    completed = "completed"
+    failed = "failed"
+    interrupted = "interrupted"
+    killed = "killed"
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One run of a sweep. folder: its name below the sweep's. overrides: what sets it apart, key to value as typed.
+    job_id: Slurm's number for it (`123_0` in an array), None where Slurm does not run it."""
+
+    folder: str
+    overrides: dict[str, str]
+    config_hash: str
+    job_id: str | None = None
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What sweep.json holds. swept: the keys that vary, as typed. overrides: the command's."""
+
+    experiment: str
+    name: str
+    swept: list[str]
+    overrides: list[str]
+    points: list[SweepPoint]
+
+
+def read_sweep(folder: Path) -> Sweep | None:
+    """The sweep of a folder, None where it has no sweep.json. Raises ValueError for one that cannot be understood."""
+    path = folder / SWEEP
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return Sweep(**content | {"points": [SweepPoint(**point) for point in content["points"]]})
+    except (ValueError, TypeError, KeyError) as error:
+        problem = f"{path} cannot be understood ({error})"
+        raise ValueError(f"{problem}. Remove it and give the sweep's command again.") from error
+
+
+def write_sweep(folder: Path, sweep: Sweep) -> None:
+    """Replace sweep.json at once; a reader never sees half of it."""
+    write_atomically(folder / SWEEP, json.dumps(asdict(sweep), indent=2) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file beside and put it in place at once; other processes may be doing the same."""
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(path)
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """What result.json of a run's folder says, None where there is none.
+
+    A file that cannot be read makes a failed run of it, with the reason as its error: nobody knows what it came to.
+    """
+    path = folder / RESULT
+    try:
+        result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if result["status"] not in ("running", *ENDED):
+            raise ValueError(f"status {result['status']!r}")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        return {"status": "failed", "error": f"{path.name} cannot be read: {type(error).__name__}: {error}"}
+    return result
+
+
+def slurm_queue() -> dict[str, str] | None:
+    """The user's jobs that Slurm has not ended yet, job id (`123_0` for an array's task) to state; None where squeue
+    is not there or fails."""
+    command = ["squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i %T"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.strip())
+
+
+def state_of(folder: Path, job_id: str | None, queue: Queue) -> State:
+    """What has become of the point in a folder. job_id: the job it was last submitted as; queue: see slurm_queue."""
+    result = read_result(folder)
+    if result and result["status"] == "completed":
+        return State.completed
+    written_by = result.get("job_id") if result else None
+    job = (queue or {}).get(job_id or written_by or "")
+    if job in PENDING:
+        return State.queued
+    if job and (result is None or (job_id and job_id != written_by)):  # its job began, and has not come to write yet
+        return State.running
+    if result is None:
+        return State.missing
+    if result["status"] == "running":
+        return State.running if alive(result, queue) else State.killed
+    return State(result["status"])
+
+
+def alive(result: Mapping[str, Any], queue: Queue) -> bool:
+    """Whether something still runs a run whose result.json says running.
+
+    Its process is looked for where this is its machine; else its Slurm job, else the age of its heartbeat decides.
+    """
+    heartbeat = result.get("heartbeat") or 0.0
+    if result.get("host") == socket.gethostname():
+        started = process_started(int(result.get("pid") or 0))
+        return started is not None and started <= heartbeat + CLOCK_SECONDS  # else the number was given away again
+    if result.get("job_id") and queue is not None:
+        return result["job_id"] in queue
+    return time.time() - heartbeat <= STALE_SECONDS
+
+
+def process_started(pid: int) -> float | None:
+    """When a process of this machine began, in seconds since 1970; None where it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        boot = Path("/proc/stat").read_text(encoding="utf-8").partition("\nbtime ")[2].split()[0]
+    except (OSError, IndexError):
+        return None
+    state, *fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
+    if state in "ZX":
+        return None
+    return float(boot) + int(fields[18]) / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,114 @@
+"""How a sweep is coming along, point by point.
+
+python -m orpo_exp.sweeps.status FOLDER
+"""
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orpo_exp.sweeps.results import listed, reason
+from orpo_exp.sweeps.states import State, read_result, read_sweep, slurm_queue, state_of
+from orpo_exp.tracking.console import duration, number
+from orpo_exp.tracking.jsonl import FILE
+
+TAIL_BYTES = 32_768
+WIDE = 200  # columns where the output is no terminal
+STYLES = {
+    State.running: "bold cyan",
+    State.completed: "green",
+    State.failed: "bold red",
+    State.killed: "bold red",
+    State.interrupted: "yellow",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; 0, or 2 where the folder is none of a sweep."""
+    parser = argparse.ArgumentParser("python -m orpo_exp.sweeps.status", description="How a sweep is coming along.")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a sweep's folder, or one of runs")
+    try:
+        page = status_table(parser.parse_args(arguments).folder)
+    except (ValueError, OSError) as error:
+        print(f"orpo_exp.sweeps.status: {error}", file=sys.stderr)
+        return 2
+    Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(page)
+    return 0
+
+
+def status_table(folder: Path) -> RenderableType:
+    """A row for each point, and how many are in which state. Cheap enough to be asked for again and again.
+
+    Raises ValueError where the folder holds no runs.
+    """
+    sweep = read_sweep(folder)
+    places = listed(folder, sweep)
+    asked = any(place is None or place.job_id for place in places.values())  # whether Slurm could know one of them
+    queue = slurm_queue() if asked else None
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("point", overflow="fold")
+    table.add_column("state")
+    for title in ("step", "loss", "left"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("why", no_wrap=True, overflow="ellipsis")
+    states: Counter[State] = Counter()
+    for name, place in places.items():
+        job_id = place.job_id if place else None
+        state = state_of(folder / name, job_id, queue)
+        states[state] += 1
+        result = read_result(folder / name) or {}
+        label = ", ".join(f"{key}={value}" for key, value in place.overrides.items()) if place else name
+        progress = how_far(result, last_records(folder / name / FILE), state)
+        why = "" if state in (State.running, State.missing) else reason(state, result, job_id) or ""
+        table.add_row(Text(label), Text(state, STYLES.get(state, "dim")), *progress, Text(why))
+    said = [f"{states[state]} {state}" for state in State if states[state]]
+    return Group(table, "", Text(f"{len(places)} points: {', '.join(said)}"))
+
+
+def how_far(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]], state: State) -> tuple[str, str, str]:
+    """Step of all steps, the latest loss, and, while it runs, the time left at the speed of its latest steps."""
+    if not result:
+        return "", "", ""
+    step, total = max([result.get("steps", 0), *(r["step"] for r in records)]), result.get("total_steps")
+    losses = [r["loss"] for r in records if isinstance(r.get("loss"), float) and math.isfinite(r["loss"])]
+    # the median: an evaluation or a pause between two attempts is not the speed of a step
+    paces = [
+        (later["time"] - earlier["time"]) / (later["step"] - earlier["step"])
+        for earlier, later in itertools.pairwise(records)
+        if later["step"] > earlier["step"]
+    ]
+    left = duration(statistics.median(paces) * (total - step)) if state is State.running and total and paces else ""
+    return f"{step}/{total or '?'}", number(losses[-1]) if losses else "", left
+
+
+def last_records(path: Path) -> list[dict[str, Any]]:
+    """The latest training records of a metrics.jsonl, from its end; a line that is cut short is left out."""
+    if not path.exists():
+        return []
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - TAIL_BYTES))
+        lines = file.read().splitlines()
+    records = []
+    for line in lines:
+        try:
+            record = json.loads(line)
+            if record["split"] == "train" and {"step", "time"} <= record.keys():
+                records.append(record)
+        except (ValueError, TypeError, KeyError):
+            continue
+    return records
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,181 @@
+"""The answer of a sweep, from its runs' folders: summary.md, summary.csv, summary.json and plots/.
+
+    python -m orpo_exp.sweeps.summary FOLDER...
+
+rebuilds each sweep's own; of several folders it also makes one summary together.
+"""
+
+import argparse
+import csv
+import fcntl
+import io
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orpo_exp.sweeps.report import Headline, headline, page
+from orpo_exp.sweeps.results import Group, Point, Results, read_results
+from orpo_exp.sweeps.states import write_atomically
+
+log = logging.getLogger(__name__)
+
+METRIC = "rewards/accuracy"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rebuild summaries and print the answers; 0, or 2 where a folder is none of a sweep."""
+    parser = argparse.ArgumentParser("python -m orpo_exp.sweeps.summary", description="Summarise sweeps from disk.")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a sweep's folder, or one of runs")
+    parser.add_argument("--metric", help=f"held-out metric that decides; {METRIC} if not given")
+    parser.add_argument("--direction", choices=("max", "min"), help="its good end; min for a loss, else max")
+    parser.add_argument(
+        "--output", type=Path, help="where a summary of all folders goes; ./summary for several folders"
+    )
+    given = parser.parse_args(arguments)
+    output = given.output or (Path("summary") if len(given.folders) > 1 else None)
+    try:
+        for folder in given.folders:
+            tell(folder, write_summary(folder, given.metric, given.direction))
+        if output:
+            output.mkdir(parents=True, exist_ok=True)
+            tell(output, summarise(given.folders, output, given.metric, given.direction))
+    except (ValueError, OSError) as error:
+        print(f"orpo_exp.sweeps.summary: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def tell(folder: Path, told: Headline) -> None:
+    """Print the answer and where the rest of it lies."""
+    print(f"{told.text}\n{folder / 'summary.md'}\n")
+
+
+def write_summary(folder: Path, metric: str | None = None, direction: str | None = None) -> Headline:
+    """Rebuild a sweep's summary in its folder. Points that end at the same time wait for one another here.
+
+    metric: what decides; None: rewards/accuracy, or the loss where no run has that. Raises ValueError where the folder
+    holds no runs, or where no completed point has the metric that was asked for.
+    """
+    return summarise([folder], folder, metric, direction)
+
+
+def summarise(folders: Sequence[Path], output: Path, metric: str | None, direction: str | None) -> Headline:
+    """Write one summary of all the folders' points into `output`, under a lock; see write_summary."""
+    with locked(output):
+        results = read_results(folders)
+        known = sorted({name for group in results.groups for point in group.points for name in point.metrics})
+        if metric and known and metric not in known:
+            raise ValueError(f"no completed point has the metric {metric!r}; there are {', '.join(known)}.")
+        metric = metric or (METRIC if METRIC in known or "loss" not in known else "loss")
+        told = headline(results, metric, direction or ("min" if metric.endswith("loss") else "max"))
+        command = ["python", "-m", "orpo_exp.sweeps.summary", *(shown(folder) for folder in folders)]
+        if len(folders) > 1:
+            command += ["--output", shown(output)]
+        pictures = draw_pictures(results, told, output)
+        write_atomically(output / "summary.md", page(results, told, pictures, output, shlex.join(command)))
+        write_atomically(output / "summary.csv", as_csv(results, output))
+        write_atomically(output / "summary.json", as_json(results, told, output))
+    return told
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock, waiting for whoever has it, on other machines too."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; give the folder of a sweep.")
+    with (folder / ".summary.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:  # every file is still replaced at once; the last writer's stay
+            log.warning("%s cannot be locked (%s): two summaries may be written at the same time", folder, error)
+        yield
+
+
+def draw_pictures(results: Results, told: Headline, output: Path) -> dict[Path, str]:
+    """Draw plots/; a picture that cannot be drawn costs no table."""
+    from orpo_exp.sweeps.plots import draw_sweep
+
+    try:
+        return draw_sweep(results, told.metric, output / "plots")
+    except Exception as error:
+        log.warning("the sweep's plots could not be drawn: %s: %s", type(error).__name__, error, exc_info=True)
+        return {}
+
+
+def shown(path: Path) -> str:
+    """A path as one types it: from the current directory where it lies below, else whole."""
+    relative = os.path.relpath(path)
+    return str(path.resolve()) if relative.startswith("..") else relative
+
+
+def as_csv(results: Results, output: Path) -> str:
+    """A row for each point: swept keys, seed, state, every final metric, steps, wall time, folder."""
+    metrics = sorted({name for point in results.points for name in point.metrics})
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*results.keys, "seed", "state", *metrics, "steps", "wall_time_seconds", "folder"])
+    for point in results.points:
+        numbers = [point.metrics.get(name, "") for name in metrics]
+        place = os.path.relpath(point.folder, output)
+        settings = [point.settings.get(key, "") for key in results.keys]
+        writer.writerow([*settings, point.seed, point.state, *numbers, point.steps, point.seconds, place])
+    return out.getvalue()
+
+
+def as_json(results: Results, told: Headline, output: Path) -> str:
+    """Everything: the answer, each setting's metrics with intervals, each point."""
+    content = {
+        "title": results.title,
+        "swept": results.keys,
+        "varies_along": results.along,
+        "metric": told.metric,
+        "direction": told.direction,
+        "answer": told.text,
+        "best": told.ranking[0].setting if told.ranking else None,
+        "lead": [
+            {"setting": group.setting, "told_apart": lead.clear, **asdict(lead)}
+            for group, lead in zip(told.ranking[1:], told.behind, strict=True)
+        ],
+        "settings": [setting_content(group) for group in results.groups],
+        "points": [point_content(point, results, output) for point in results.points],
+        "wall_time_seconds": sum(point.seconds for point in results.points),
+        "gpu_hours": sum(point.seconds * point.gpus for point in results.points) / 3600,
+        "cpu_core_hours": sum(point.seconds * point.cores for point in results.points if not point.gpus) / 3600,
+    }
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def setting_content(group: Group) -> dict[str, Any]:
+    """One setting: its seeds and each metric's estimate."""
+    metrics = sorted({name for point in group.points for name in point.metrics})
+    estimates = {name: asdict(found) for name in metrics if (found := group.estimate(name))}
+    return {"setting": group.setting, "seeds": [point.seed for point in group.points], "metrics": estimates}
+
+
+def point_content(point: Point, results: Results, output: Path) -> dict[str, Any]:
+    """One point, counted or not."""
+    return {
+        "folder": os.path.relpath(point.folder, output),
+        "setting": {key: point.settings.get(key) for key in results.keys},
+        "seed": point.seed,
+        "state": point.state,
+        "reason": point.reason,
+        "counted": any(point in group.points for group in results.groups),
+        "config_hash": point.config_hash,
+        "metrics": point.metrics,
+        "steps": point.steps,
+        "wall_time_seconds": point.seconds,
+        "gpus": point.gpus,
+        "cores": point.cores,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""Checkpoints: everything a run needs to go on bit for bit, written so that half of one is never taken for a whole.
+
+checkpoints/step-00000200/manifest.json     what wrote it, and every other file's size and SHA-256
+                          state.json        step, lambda schedule, latest evaluation, best metrics, speed
+                          *.safetensors     what the plugin holds, and each rank's random number generators
+checkpoints/latest                          a link to the newest one, moved last
+"""
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from orpo_exp.plugins import Plugin
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
+NAME = re.compile(r"step-(\d{8,})")
+
+
+class NotSaved(RuntimeError):
+    """A checkpoint that could not be written; those before it are untouched."""
+
+
+class Damaged(ValueError):
+    """A checkpoint that is not whole."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """Which checkpoints stay on disk.
+
+    last: how many of the newest. best: how many of the best evaluations, by `metric`, of which `sign` * value is to be
+    large.
+    """
+
+    last: int = 2
+    best: int = 0
+    metric: str = ""
+    sign: float = 1.0
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every method is called on all ranks.
+
+    folder: checkpoints/ in the run's folder.
+    about: what the manifest says of the run: its settings, versions, a fingerprint of its data.
+    reference: whether the held reference belongs to the state, because it moves.
+    best: (step, value) of the best evaluations so far, the best first.
+    """
+
+    def __init__(self, folder: Path, plugin: Plugin, about: Mapping[str, Any], keep: Keep, reference: bool) -> None:
+        self.folder, self.plugin, self.about, self.keep, self.reference = folder, plugin, about, keep, reference
+        self.best: list[tuple[int, float]] = []
+        if plugin.is_main:
+            for left in folder.glob(".step-*"):  # by a kill in the middle of saving or removing
+                shutil.rmtree(left)
+
+    def check_metric(self, evaluation: Mapping[str, float]) -> None:
+        """Refuse with ValueError a metric to choose by that evaluations do not have."""
+        if self.keep.best and self.keep.metric not in evaluation:
+            raise ValueError(
+                f"train.best_metric: given {self.keep.metric!r}; allowed: {', '.join(evaluation)}. Choose one of these."
+            )
+
+    def note(self, step: int, evaluation: Mapping[str, float]) -> bool:
+        """Whether this step's evaluation is among the best so far, and its checkpoint to be kept. The earlier wins."""
+        if not self.keep.best or not math.isfinite(value := evaluation[self.keep.metric]):
+            return False
+        ranked = sorted([*self.best, (step, value)], key=lambda entry: (-self.keep.sign * entry[1], entry[0]))
+        self.best = ranked[: self.keep.best]
+        return (step, value) in self.best
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Write the checkpoint of a step beside its place, move it there, then let go of what need not be kept.
+
+        Raises NotSaved on the rank that could not write.
+        """
+        beside, place = self.folder / f".step-{step:08d}.partial", self.folder / f"step-{step:08d}"
+        try:
+            if self.plugin.is_main:
+                beside.mkdir(parents=True)
+            self.plugin.barrier()
+            own = self.plugin.save(beside, self.reference)
+            written = self.plugin.exchange(json.dumps({name: fingerprint(beside / name) for name in own}))
+            if self.plugin.is_main:
+                write_json(beside / STATE, {**state, "best": self.best})
+                files = {name: of for part in written for name, of in json.loads(part).items()}
+                files[STATE] = fingerprint(beside / STATE)
+                write_json(beside / MANIFEST, {"format": FORMAT, "step": step, **self.about, "files": files})
+                replace_folder(beside, place)
+                self._point_to(place)
+                self._let_go(step)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(beside, ignore_errors=True)  # a full disk has the room back
+            raise NotSaved(
+                f"the checkpoint of step {step} could not be written to {self.folder}: {error}. "
+                f"The one before it is intact. Make room (or lower train.keep_last) and go on from there."
+            ) from error
+        self.plugin.barrier()
+
+    def load(self, checkpoint: Path) -> dict[str, Any]:
+        """Give the plugin its part of a checkpoint that was found whole; the rest of the state."""
+        self.plugin.load(checkpoint, self.reference)
+        state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        self.best = [(int(step), float(value)) for step, value in state.pop("best")][: self.keep.best]
+        return state
+
+    def _point_to(self, place: Path) -> None:
+        beside = self.folder / f".{LATEST}.partial"
+        beside.unlink(missing_ok=True)
+        beside.symlink_to(place.name)
+        beside.replace(self.folder / LATEST)
+
+    def _let_go(self, step: int) -> None:
+        """Remove checkpoints up to this step that are neither among the newest nor the best."""
+        steps = [number for number, _ in listed_checkpoints(self.folder) if number <= step]
+        kept = {*steps[-self.keep.last :], *(number for number, _ in self.best)}
+        for number in steps:
+            if number not in kept:
+                remove_folder(self.folder / f"step-{number:08d}")
+
+
+def listed_checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of what stands in checkpoints/, whole or not, in the order of their steps."""
+    found = [(match, path) for path in folder.glob("step-*") if (match := NAME.fullmatch(path.name))]
+    return sorted((int(match[1]), path) for match, path in found)
+
+
+def newest_valid(folder: Path) -> Path | None:
+    """The newest whole checkpoint; None where there never was one. A damaged one is named, and the one before it taken.
+
+    Raises ValueError where there are only damaged ones.
+    """
+    listed = listed_checkpoints(folder)
+    for _, path in reversed(listed):
+        try:
+            verify(path)
+            return path
+        except Damaged as error:
+            log.warning("%s", error)
+    if listed:
+        raise ValueError(
+            f"none of the {len(listed)} checkpoints in {folder} is whole. Remove that folder to start this run anew."
+        )
+    return None
+
+
+def verify(checkpoint: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint, every file compared with it. Raises Damaged."""
+    try:
+        manifest: dict[str, Any] = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in manifest["files"].items():
+            if Path(name).name != name or fingerprint(checkpoint / name, sync=False) != expected:
+                raise Damaged(f"the checkpoint {checkpoint} is damaged: {name} is not what was written")
+        if manifest["format"] != FORMAT:
+            raise ValueError(
+                f"the checkpoint {checkpoint} has format {manifest['format']}; this version reads {FORMAT}. "
+                f"Go on with the version that wrote it: {manifest.get('versions', {}).get('orpo-exp')}."
+            )
+    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise Damaged(f"the checkpoint {checkpoint} is damaged: {type(error).__name__}: {error}") from error
+    return manifest
+
+
+def fingerprint(path: Path, sync: bool = True) -> dict[str, Any]:
+    """Size in bytes and SHA-256 of a file, which is on disk for good first unless `sync` is false."""
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"bytes": file.tell(), "sha256": digest}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON file for good."""
+    with path.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def replace_folder(beside: Path, place: Path) -> None:
+    """Move a folder to its place in one step; what stood there before, a checkpoint that was not taken, is removed."""
+    if place.exists():
+        remove_folder(place)
+    beside.rename(place)
+    descriptor = os.open(place.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)  # the renaming itself
+    finally:
+        os.close(descriptor)
+
+
+def remove_folder(place: Path) -> None:
+    """Remove a checkpoint. It loses its name first: no one sees half of it."""
+    going = place.with_name(f".{place.name}.removed")
+    shutil.rmtree(going, ignore_errors=True)
+    place.rename(going)
+    shutil.rmtree(going)
+
+
+def from_main(plugin: Plugin, find: Callable[[], Any]) -> Any:
+    """What the main rank finds, in plain JSON types; its ValueError is raised on every rank."""
+    found: dict[str, Any] = {}
+    if plugin.is_main:
+        try:
+            found = {"value": find()}
+        except ValueError as error:
+            found = {"error": str(error)}
+    told = json.loads(plugin.exchange(json.dumps(found))[0])
+    if "error" in told:
+        raise ValueError(told["error"])
+    return told["value"]

@@ -1,0 +1,50 @@
+"""Folders of sweeps as runs leave them, with numbers that a test chooses."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orpo_exp.sweeps.states import Sweep, SweepPoint, write_sweep
+
+DEAD = 2**22 + 1  # above the largest process number that Linux gives
+
+
+def result(status: str = "completed", **values: Any) -> dict[str, Any]:
+    """What result.json says of a run on this machine."""
+    return {
+        "status": status, "error": None, "config_hash": "0123456789abcdef", "overrides": [], "seed": 0,
+        "hardware": {"cores": 2, "gpus": []}, "world_size": 1, "steps": 100, "total_steps": 100, "eval": {},
+        "wall_time_seconds": 60.0, "requeues": 0, "heartbeat": time.time(), "host": socket.gethostname(),
+        "pid": os.getpid(), "job_id": None,
+    } | values  # fmt: skip
+
+
+def make_run(
+    folder: Path,
+    metrics: Mapping[str, float | None],
+    config: Mapping[str, Any] | None = None,
+    evaluations: Sequence[Mapping[str, Any]] = (),
+    **values: Any,
+) -> Path:
+    """A run's folder with its final metrics, its config.yaml, its evaluations, and other values of result.json."""
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(result(**{"eval": dict(metrics)} | values)))
+    if config is not None:
+        (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
+    lines = [json.dumps({"split": "eval", "time": 0.0, **record}) + "\n" for record in evaluations]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    return folder
+
+
+def make_sweep(folder: Path, points: Sequence[Mapping[str, str]], job_ids: Sequence[str] | None = None) -> list[Path]:
+    """A sweep's folder with its sweep.json; where its points' folders will be."""
+    names = [",".join(f"{key}={value}" for key, value in point.items()) for point in points]
+    ids: Sequence[str | None] = job_ids or [None] * len(names)
+    listed = [SweepPoint(n, dict(p), "0123456789abcdef", i) for n, p, i in zip(names, points, ids, strict=True)]
+    folder.mkdir(parents=True, exist_ok=True)
+    write_sweep(folder, Sweep("lambda_sweep", folder.name, list(points[0]), [], listed))
+    return [folder / name for name in names]

@@ -1,0 +1,99 @@
+import math
+import random
+from statistics import NormalDist
+
+import pytest
+
+from orpo_exp.sweeps.statistics import difference, estimate, t_outside, t_quantile
+
+# 97.5% quantiles from a printed table of Student's t
+TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 20: 2.086, 30: 2.042, 120: 1.980}
+
+
+@pytest.mark.parametrize("freedom", TABLE)
+def test_quantiles_are_the_tables(freedom):
+    assert t_quantile(freedom) == pytest.approx(TABLE[freedom], abs=5e-4)
+
+
+def test_the_distribution_is_right_where_a_formula_is_known():
+    for t in (0.1, 1.0, 3.0, 50.0):
+        assert t_outside(t, 1) == pytest.approx(1 - 2 * math.atan(t) / math.pi, rel=1e-10)
+        assert t_outside(t, 2) == pytest.approx(1 - t / math.sqrt(2 + t * t), rel=1e-9)
+    assert t_quantile(1e6) == pytest.approx(NormalDist().inv_cdf(0.975), rel=1e-5)
+    assert t_quantile(2) < t_quantile(1.5) < t_quantile(1)
+
+
+def test_few_seeds_get_students_interval():
+    found = estimate([1.0, 2.0, 6.0])  # deviation sqrt(7), standard error sqrt(7/3)
+    half = 4.302653 * math.sqrt(7 / 3)
+    assert (found.n, found.mean) == (3, 3.0)
+    assert found.deviation == pytest.approx(math.sqrt(7))
+    assert (found.low, found.high) == pytest.approx((3 - half, 3 + half), rel=1e-6)
+    assert found.method == "Student's t, 3 seeds"
+
+
+def test_one_seed_has_no_interval():
+    found = estimate([0.7])
+    assert (found.mean, found.deviation, found.low, found.high, found.method) == (
+        0.7,
+        None,
+        None,
+        None,
+        "none: one seed",
+    )
+
+
+def test_equal_values_have_an_interval_without_width():
+    for n in (2, 12):
+        found = estimate([0.5] * n)
+        assert (found.low, found.high) == (0.5, 0.5)
+
+
+def naive_bca(values, resamples, seed):
+    """The textbook's formulae with another generator of random numbers."""
+    rng, normal, n = random.Random(seed), NormalDist(), len(values)
+    mean = sum(values) / n
+    means = sorted(sum(rng.choices(values, k=n)) / n for _ in range(resamples))
+    z0 = normal.inv_cdf(sum(m < mean for m in means) / resamples)
+    left_out = [(sum(values) - v) / (n - 1) for v in values]
+    centre = sum(left_out) / n
+    a = sum((centre - v) ** 3 for v in left_out) / (6 * sum((centre - v) ** 2 for v in left_out) ** 1.5)
+
+    def end(p):
+        z = z0 + normal.inv_cdf(p)
+        return means[int(normal.cdf(z0 + z / (1 - a * z)) * resamples)]
+
+    return end(0.025), end(0.975)
+
+
+def test_many_seeds_get_a_bootstrap_interval():
+    values = [random.Random(i).expovariate(1) for i in range(15)]
+    found = estimate(values)
+    low, high = naive_bca(values, 40_000, 7)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.03)
+    assert found.high - found.mean > found.mean - found.low  # the values lean to the right, and so does the interval
+    assert found == estimate(values)
+    assert found.method == "bootstrap (BCa), 15 seeds"
+    assert not found.symmetric
+
+
+def test_common_seeds_are_compared_in_pairs():
+    first, second = {"0": 0.5, "1": 0.9, "2": 0.7}, {"0": 0.4, "1": 0.7, "2": 0.4, "9": 5.0}
+    found = difference(first, second)  # 0.1, 0.2, 0.3: mean 0.2, deviation 0.1
+    half = 4.302653 * 0.1 / math.sqrt(3)
+    assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.2 - half, 0.2 + half), rel=1e-6)
+    assert (found.n, found.method, found.clear) == (3, "paired t", False)
+    assert difference({"0": 0.5, "1": 0.9}, {"0": 0.1, "1": 0.5001}).clear
+
+
+def test_other_seeds_are_compared_by_welch():
+    # equal variances 2 and sizes 2: standard error sqrt(2), two degrees of freedom
+    found = difference({"0": 0.0, "1": 2.0}, {"1": 10.0, "3": 12.0})
+    half = 4.302653 * math.sqrt(2)
+    assert (found.mean, found.low, found.high) == pytest.approx((-10, -10 - half, -10 + half), rel=1e-6)
+    assert (found.method, found.clear) == ("Welch t", True)
+
+
+def test_one_seed_tells_nothing_apart():
+    found = difference({"0": 1.0}, {"0": 0.0, "1": 0.1})
+    assert (found.mean, found.low, found.clear) == (0.95, None, False)

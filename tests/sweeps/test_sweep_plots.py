@@ -1,0 +1,58 @@
+import itertools
+import math
+
+import pytest
+from sweeps.builder import make_run, make_sweep
+
+from orpo_exp.sweeps.plots import draw_sweep
+from orpo_exp.sweeps.results import read_results
+
+PNG = b"\x89PNG"
+METRIC = "rewards/accuracy"
+
+
+def drawn(folder, evaluations=3, **swept):
+    """Draw a sweep over every combination of these values; names of the pictures."""
+    points = [dict(zip(swept, map(str, values), strict=True)) for values in itertools.product(*swept.values())]
+    for i, place in enumerate(make_sweep(folder, [{k.replace("_", "."): v for k, v in p.items()} for p in points])):
+        metrics = {METRIC: math.sin(i), "nll_loss": i / 10, "odds_ratio_loss": i * i, "constant": 1.0}
+        if "loss_lam" in swept:
+            metrics["lam"] = float(points[i]["loss_lam"])
+        steps = [{"step": step, **metrics} for step in range(evaluations)]
+        make_run(place, metrics, evaluations=steps, seed=int(points[i].get("seed", 0)))
+    results = read_results([folder])
+    pictures = draw_sweep(results, METRIC, folder / "plots")
+    assert all(path.read_bytes().startswith(PNG) and text for path, text in pictures.items())
+    assert set(pictures) == set((folder / "plots").iterdir())
+    return {path.stem for path in pictures}
+
+
+ALL = {"metrics", "further_metrics", "learning_curves"}
+
+
+@pytest.mark.parametrize(
+    ("swept", "expected"),
+    [
+        ({"loss_lam": (0, 0.05, 1.0), "seed": (0, 1)}, ALL),
+        ({"loss": ("sft", "orpo", "kto"), "seed": (0, 1)}, ALL),
+        ({"loss_lam": (0, 1), "optimizer_lr": (1e-4, 1e-3), "seed": (0,)}, ALL | {"heat_map"}),
+        ({"loss": ("sft", "dpo"), "model": ("null", "[1, 2]")}, ALL | {"heat_map"}),
+        ({"loss_lam": (0, 1), "model": ("a", "b"), "data": ("x", "y")}, {"metrics"}),
+        ({"seed": range(3)}, ALL),
+        ({"loss_lam": (0.1,)}, {"metrics", "learning_curves"}),
+    ],
+)
+def test_what_was_swept_decides_the_pictures(tmp_path, swept, expected):
+    assert drawn(tmp_path, **swept) == expected
+
+
+def test_without_evaluations_on_the_way_there_are_no_curves(tmp_path):
+    assert drawn(tmp_path, evaluations=1, loss_lam=(0, 1)) == {"metrics", "further_metrics"}
+
+
+def test_without_results_there_are_no_pictures_and_old_ones_go(tmp_path):
+    make_sweep(tmp_path, [{"loss.lam": "0"}])
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "heat_map.png").write_bytes(PNG)
+    assert draw_sweep(read_results([tmp_path]), METRIC, tmp_path / "plots") == {}
+    assert list((tmp_path / "plots").iterdir()) == []

@@ -1,0 +1,292 @@
+"""Runs that are cut off and go on: the same numbers as one that was left alone, to the last bit."""
+
+import errno
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support import numbers
+
+from orpo_exp.plugins.ddp import DDP
+from orpo_exp.tracking.jsonl import Jsonl, read_metrics
+from orpo_exp.training import Loop
+from orpo_exp.training.checkpoints import Checkpoints, listed_checkpoints
+
+# 22 training pairs in batches of 8: steps 3 and 6 end an epoch with a short batch
+BASE = [
+    "+experiment=orpo", "model=tiny", "data=json", "data.path=pairs.jsonl", "data.eval_size=2", "tracker=[]",
+    "train.epochs=3", "train.max_steps=8", "train.global_batch_size=8", "train.eval_every=4", "train.save_every=2",
+    "train.samples=1", "train.sample_tokens=4", "optimizer.lr=1e-3",
+]  # fmt: skip
+VARIANTS = {
+    "adaptive lambda": ["lam_schedule=balanced"],
+    "dropout": ["model.dropout=0.2"],
+    "momentum": ["optimizer=sgd", "optimizer.momentum=0.9"],
+    "frozen reference": ["loss=dpo"],
+    "moving reference": ["loss=dpo", "reference=synced", "reference.every=2", "reference.mix=0.5"],
+}
+
+
+def result(folder: Path) -> dict:
+    return json.loads((folder / "result.json").read_text())
+
+
+def steps_saved(folder: Path) -> list[int]:
+    return [step for step, _ in listed_checkpoints(folder / "checkpoints")]
+
+
+@pytest.fixture
+def cut_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """From now on a run dies in the middle of a step; of step 0: no longer."""
+    train_step = Loop.train_step
+
+    def at(step: int) -> None:
+        def dying(self):
+            if self.step == step:
+                raise RuntimeError("cut off")
+            return train_step(self)
+
+        monkeypatch.setattr(Loop, "train_step", dying)
+
+    return at
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_a_run_that_was_cut_off_goes_on_bit_for_bit(run, pairs_file, cut_off, variant):
+    whole = run(*BASE, *variant, folder="whole")
+    cut_off(6)  # the checkpoint of step 4 is the last one: step 5 is computed twice
+    folder = run(*BASE, *variant, code=1)
+    assert [row["step"] for row in numbers(folder)] == [0, 1, 2, 3, 4, 4, 5]
+    cut_off(0)
+    run(*BASE, *variant)
+    assert numbers(folder) == numbers(whole)
+    for file in ("model/model.safetensors", "samples.md"):
+        assert (folder / file).read_bytes() == (whole / file).read_bytes()
+    assert result(folder)["status"] == "completed"
+    assert result(folder)["eval"] == result(whole)["eval"]
+    assert "resumed at step 4 of 8" in (folder / "run.log").read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_saves_and_nothing_is_computed_twice(run, pairs_file, monkeypatch, number, capsys):
+    whole = run(*BASE, folder="whole")
+    train_step = Loop.train_step
+    computed: list[int] = []
+
+    def signalled(self):
+        computed.append(self.step)
+        if self.step == 5 and len(computed) == 5:
+            os.kill(os.getpid(), number)
+        return train_step(self)
+
+    monkeypatch.setattr(Loop, "train_step", signalled)
+    folder = run(*BASE, code=128 + number)
+    assert (result(folder)["status"], result(folder)["steps"]) == ("interrupted", 5)
+    assert not (folder / "model").exists()
+    assert f"hydra.run.dir={folder}" in capsys.readouterr().out.replace("\n", "")
+    run(*BASE)
+    assert computed == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert numbers(folder) == numbers(whole)
+
+
+@pytest.mark.parametrize("harm", ["flipped", "cut", "gone", "manifest"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run, pairs_file, cut_off, harm):
+    whole = run(*BASE, folder="whole")
+    cut_off(7)
+    folder = run(*BASE, code=1)
+    weights = folder / "checkpoints" / "step-00000006" / "policy.safetensors"
+    content = weights.read_bytes()
+    if harm == "flipped":
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    elif harm == "cut":
+        weights.write_bytes(content[:-100])
+    elif harm == "gone":
+        weights.unlink()
+    else:
+        (weights.parent / "manifest.json").write_text('{"format": 1, "fi')
+    cut_off(0)
+    run(*BASE)
+    told = (folder / "run.log").read_text()
+    assert f"{weights.parent} is damaged" in told
+    assert "resumed at step 4" in told
+    assert numbers(folder) == numbers(whole)
+
+
+def test_only_damaged_checkpoints_are_refused(run, pairs_file, cut_off):
+    cut_off(4)
+    folder = run(*BASE, code=1)
+    (folder / "checkpoints" / "step-00000002" / "state.json").unlink()
+    before = (folder / "metrics.jsonl").read_text()
+    run(*BASE, code=2)
+    assert "none of the 1 checkpoints" in result(folder)["error"]
+    assert (folder / "metrics.jsonl").read_text() == before
+
+
+def test_a_run_cut_off_while_saving_takes_no_half_for_a_whole(run, pairs_file, monkeypatch):
+    whole = run(*BASE, folder="whole")
+    save = DDP.save
+
+    def dying(self, folder, reference):
+        if "00000004" in folder.name:
+            (folder / "policy.safetensors").write_bytes(b"half of i")
+            raise RuntimeError("cut off")
+        return save(self, folder, reference)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DDP, "save", dying)
+        folder = run(*BASE, code=1)
+    assert (folder / "checkpoints" / "latest").resolve().name == "step-00000002"
+    assert list((folder / "checkpoints").glob(".step-*"))
+    run(*BASE)
+    assert numbers(folder) == numbers(whole)
+    assert not list((folder / "checkpoints").glob(".step-*"))
+
+
+def test_a_run_cut_off_before_its_first_checkpoint_begins_again(run, pairs_file, cut_off):
+    whole = run(*BASE, folder="whole")
+    cut_off(2)
+    folder = run(*BASE, code=1)
+    cut_off(0)
+    run(*BASE)
+    assert numbers(folder) == numbers(whole)
+
+
+def test_a_full_disk_is_told_and_leaves_the_last_checkpoint_whole(run, pairs_file, monkeypatch):
+    save = DDP.save
+
+    def full(self, folder, reference):
+        if "00000004" in folder.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(self, folder, reference)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DDP, "save", full)
+        folder = run(*BASE, code=1)
+    assert "the checkpoint of step 4 could not be written" in result(folder)["error"]
+    assert "No space left" in result(folder)["error"]
+    assert "Traceback" not in (folder / "run.log").read_text()
+    assert steps_saved(folder) == [2]
+    run(*BASE)
+    assert "resumed at step 2" in (folder / "run.log").read_text()
+
+
+def test_numbers_that_cannot_be_written_end_the_run(run, pairs_file, monkeypatch):
+    log = Jsonl.log
+
+    def full(self, step, split, metrics):
+        if step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        log(self, step, split, metrics)
+
+    monkeypatch.setattr(Jsonl, "log", full)
+    folder = run(*BASE, code=1)
+    assert "No space left" in result(folder)["error"]
+    assert steps_saved(folder) == [2]
+
+
+def test_the_newest_and_the_best_checkpoints_stay(run, pairs_file, monkeypatch):
+    losses = {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0}
+    note = Checkpoints.note
+    monkeypatch.setattr(Checkpoints, "note", lambda self, step, metrics: note(self, step, {"loss": losses[step]}))
+    best = ["train.keep_best=2", "train.best_metric=loss", "train.best_direction=min"]
+    folder = run(*BASE, *best, "train.eval_every=2", "train.save_every=3", "train.keep_last=1")
+    # saved at 2 (best so far), 3, 4 (best), 6 (both); 8 is neither
+    assert steps_saved(folder) == [4, 6]
+    state = json.loads((folder / "checkpoints" / "latest" / "state.json").read_text())
+    assert state["best"] == [[4, 1.0], [6, 2.0]]
+
+
+def test_an_unknown_metric_to_choose_by_is_refused(run, pairs_file):
+    folder = run(*BASE, "train.keep_best=1", "train.best_metric=acuracy", code=2)
+    assert "rewards/accuracy" in result(folder)["error"]
+
+
+def test_a_completed_run_is_left_alone(run, pairs_file, capsys):
+    folder = run(*BASE)
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    run(*BASE)
+    assert "completed already" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_another_setting_is_refused_by_name_and_one_without_influence_is_not(run, pairs_file, cut_off, capsys):
+    cut_off(4)
+    folder = run(*BASE, code=1)
+    before = result(folder)
+    run(*BASE, "loss.lam=0.5", "seed=1", code=2)
+    told = capsys.readouterr().err
+    assert "loss.lam (was 0.1, is now 0.5)" in told
+    assert "seed (was 0, is now 1)" in told
+    assert "train" not in told
+    run(*BASE, "loss=dpo", code=2)
+    assert "choices.loss (was orpo, is now dpo)" in capsys.readouterr().err
+    assert result(folder) == before
+    cut_off(0)
+    run(*BASE, "train.micro_batch_size=3", "train.save_every=0")
+
+
+def test_other_data_under_the_same_name_are_refused(run, pairs_file, cut_off):
+    cut_off(4)
+    folder = run(*BASE, code=1)
+    pairs_file.write_text(pairs_file.read_text().replace("tiny", "huge"))
+    cut_off(0)
+    run(*BASE, code=2)
+    assert "the data" in result(folder)["error"]
+
+
+def test_a_folder_whose_run_still_runs_is_refused(run, pairs_file, capsys):
+    folder = run(*BASE)
+    living = result(folder) | {"status": "running", "pid": os.getpid()}
+    (folder / "result.json").write_text(json.dumps(living))
+    run(*BASE, code=2)
+    assert f"process {os.getpid()}" in capsys.readouterr().err
+
+
+def test_resume_never_refuses_a_folder_with_a_run(run, pairs_file, cut_off, capsys):
+    cut_off(4)
+    run(*BASE, code=1)
+    run(*BASE, "resume=never", code=2)
+    assert "resume=never" in capsys.readouterr().err
+
+
+def test_a_run_can_go_on_from_another_ones_checkpoint(run, pairs_file, capsys):
+    whole = run(*BASE, "train.keep_last=4", folder="whole")
+    given = whole / "checkpoints" / "step-00000004"
+    folder = run(*BASE, f"resume={given}", folder="branch")
+    assert numbers(folder) == [row for row in numbers(whole) if row["step"] > 4]
+    run(*BASE, f"resume={whole}", "loss.lam=0.3", folder="other", code=2)
+    run(*BASE, f"resume={whole}/nothing", folder="none", code=2)
+    assert "one of its checkpoints" in capsys.readouterr().err
+    assert not (folder.parent / "none").exists()
+
+
+def test_a_resumed_run_shows_no_step_twice_in_tensorboard(run, pairs_file, cut_off):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tracked = [*BASE, "tracker=[tensorboard]"]
+    cut_off(6)
+    folder = run(*tracked, code=1)
+    cut_off(0)
+    run(*tracked)
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [event.step for event in events.Scalars("eval/loss")] == [0, 4, 8]
+
+
+def test_requeues_and_time_are_counted_over_all_attempts(run, pairs_file, cut_off, monkeypatch):
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "3")
+    cut_off(4)
+    folder = run(*BASE, code=1)
+    first = result(folder)
+    assert (first["job_id"], first["requeues"]) == ("7_3", 0)
+    (folder / "result.json").write_text(json.dumps(first | {"status": "running", "pid": os.getpid()}))
+    cut_off(0)
+    run(*BASE)  # the same job, started again by Slurm: what it left as running is its own
+    assert result(folder)["requeues"] == 1
+    assert result(folder)["wall_time_seconds"] > first["wall_time_seconds"]
+    assert len(read_metrics(folder / "metrics.jsonl")) == len(numbers(folder))
