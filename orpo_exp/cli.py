@@ -1,5 +1,6 @@
 """The command line: compose, check, start the run or the sweep."""
 
+import dataclasses
 import os
 import shlex
 import sys
@@ -56,7 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return sweep(args.overrides, args.config_dir)
         composed = compose(args.overrides, args.config_dir)
         launcher = chosen_launcher(composed)
-        order = check(composed, args.overrides)
+        options = ("--config-dir", args.config_dir) if args.config_dir else ()
+        order = dataclasses.replace(check(composed, args.overrides), options=options)
         if place is None:
             launcher.check([order])
         if not has_work(order):

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from orpo_exp.run_folder import RunOrder, slurm_job_id
-from orpo_exp.schema import ConfigError
+from orpo_exp.schema import ConfigError, flat
 from orpo_exp.sweeps.states import alive, read_result, slurm_queue
 from orpo_exp.training.checkpoints import MANIFEST, newest_valid, verify
 
@@ -86,19 +86,10 @@ def given_checkpoints(path: Path) -> bool:
 
 def differences(former: Any, order: RunOrder) -> list[str]:
     """The settings that can change a number and are not what they were, each with both values."""
-    was, now = dict(flat(former)), dict(flat(order.config.numeric()))
+    was, now = flat(former), flat(order.config.numeric())
     absent = object()
     return [
         f"{key} (was {was.get(key, 'not there')}, is now {value})"
         for key, value in now.items()
         if was.get(key, absent) != value
     ]
-
-
-def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested settings as (dotted key, value)."""
-    pairs: list[tuple[str, Any]] = []
-    for key, value in content.items():
-        path = f"{prefix}{key}"
-        pairs += flat(value, f"{path}.") if isinstance(value, Mapping) else [(path, value)]
-    return pairs

@@ -131,15 +131,17 @@ def hardware() -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class RunOrder:
-    """What a rank is told to run: checked configuration, folder, the experiment's name, and the command's overrides."""
+    """What a rank is told to run: checked configuration, folder, the experiment's name, the command's overrides and
+    the options before them."""
 
     config: RunConfig
     folder: Path
     experiment: str
     overrides: list[str]
+    options: tuple[str, ...] = ()
 
     @property
     def resume_command(self) -> str:
         """The command line that goes on with this run."""
         kept = [o for o in self.overrides if o.partition("=")[0] not in ("hydra.run.dir", "resume")]
-        return shlex.join(["python", "-m", "orpo_exp", *kept, f"hydra.run.dir={self.folder}"])
+        return shlex.join(["python", "-m", "orpo_exp", *self.options, *kept, f"hydra.run.dir={self.folder}"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -76,3 +77,11 @@ def numeric_content(config: Any) -> Any:
     if isinstance(config, list):
         return [numeric_content(value) for value in config]
     return config.name if isinstance(config, Enum) else config
+
+
+def flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Nested mappings as one, keys joined by dots."""
+    result: dict[str, Any] = {}
+    for key, value in content.items():
+        result |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return result

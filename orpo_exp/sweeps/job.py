@@ -24,10 +24,10 @@ log = logging.getLogger(__name__)
 # Runs one rank of a run and returns its exit code. The command line hands it over: this room knows nothing of training.
 Entry = Callable[[Place, RunOrder], int]
 
-# How long the other ranks wait for the main rank to end the job, once the run has ended badly or early.
-OTHER_RANKS_SECONDS = 60.0
-# How long a run that SIGTERM stopped waits for Slurm to end its job: more than any partition's GraceTime.
-SIGTERM_SECONDS = 900.0
+# How long the other ranks wait for the main rank to end the job, once the run has failed.
+FAILED_SECONDS = 60.0
+# How long a run that a signal stopped waits for Slurm to end its job: more than any partition's GraceTime.
+STOPPED_SECONDS = 900.0
 
 
 class Job:
@@ -43,18 +43,18 @@ class Job:
         self._sweep = sweep
 
     def run(self, place: Place) -> int:
-        """Run one rank and return its exit code; the main rank then rebuilds the sweep's summary."""
+        """Run one rank and return its exit code; once a run has ended, the main rank rebuilds the sweep's summary."""
         entry, order = self._unpacked()
         code = entry(place, order)
         if place.rank == 0:
-            self._summarise()
+            self._summarise(code)
         return code
 
     def run_ranks(self, count: int) -> int:
-        """Run all ranks on this machine and return the exit code; then rebuild the sweep's summary."""
+        """Run all ranks on this machine and return the exit code, as `run` does."""
         entry, order = self._unpacked()
         code = entry(Place(), order) if count == 1 else start_ranks(count, entry, order)
-        self._summarise()
+        self._summarise(code)
         return code
 
     def _unpacked(self) -> tuple[Entry, RunOrder]:
@@ -63,9 +63,9 @@ class Job:
         unpacked: tuple[Entry, RunOrder] = pickle.loads(self._packed)
         return unpacked
 
-    def _summarise(self) -> None:
-        """A summary that cannot be written makes no failed run of one that has completed."""
-        if self._sweep is None:
+    def _summarise(self, code: int) -> None:
+        """A summary that cannot be written makes no failed run of one that has completed; one stopped will go on."""
+        if self._sweep is None or code > 128:
             return
         try:
             write_summary(self._sweep)
@@ -87,13 +87,13 @@ class SlurmTask:
         code = self._job.run(place)
         if code == 0:
             return
-        if place.rank > 0:  # a task that ends badly ends the whole step: the main rank has the say
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            time.sleep(OTHER_RANKS_SECONDS)
-        elif code == 128 + signal.SIGUSR2:
+        if place.rank == 0 and code == 128 + signal.SIGUSR2:
             os.kill(os.getpid(), signal.SIGUSR2)  # submitit's handler, in place again, requeues the job and exits
-        elif code == 128 + signal.SIGTERM:  # cancelled or preempted; Slurm requeues only jobs that it has to end itself
-            time.sleep(SIGTERM_SECONDS)
+        elif code > 128:  # cancelled or preempted: Slurm requeues a job that it has to end, not one that has ended
+            time.sleep(STOPPED_SECONDS)
+        elif place.rank > 0:  # a task that fails ends the others: the main rank has to write down what happened
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(FAILED_SECONDS)
         raise RuntimeError(f"the run ended with exit code {code}; its run.log says why")
 
     def checkpoint(self) -> Any:

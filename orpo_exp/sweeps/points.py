@@ -9,13 +9,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from orpo_exp.config import RunConfig
 from orpo_exp.run_folder import RunOrder
-from orpo_exp.schema import ConfigError
+from orpo_exp.schema import ConfigError, flat
 from orpo_exp.sweeps.states import State, Sweep, SweepPoint, read_sweep, slurm_queue, state_of
 
 TO_RUN = (State.missing, State.failed, State.interrupted, State.killed)
@@ -134,11 +133,3 @@ def folder_name(combination: Combination, order: RunOrder) -> str:
 def belongs(key: str, name: str) -> bool:
     """Whether a configuration's key is what an override of this name sets: the key itself, or within the group."""
     return key in (name, f"choices.{name}") or key.startswith(f"{name}.")
-
-
-def flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Nested mappings as one, keys joined by dots."""
-    result: dict[str, Any] = {}
-    for key, value in content.items():
-        result |= flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
-    return result

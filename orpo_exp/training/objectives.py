@@ -55,7 +55,7 @@ def _batch_objective(
         logps.values.requires_grad_()
     output = loss(whole, None if reference is None else gather_logps(plugin, reference)[0], weight, counts)
     wanted = [logps.values for logps in spans.values()]
-    gradients = torch.autograd.grad(output.loss, wanted, allow_unused=True)
+    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(output.loss, wanted, allow_unused=True)
 
     # this replica's part of each span, micro-batch by micro-batch
     pieces: list[dict[Span, Tensor]] = [{} for _ in micro_batches]
