@@ -157,25 +157,22 @@ def run(plugin: Plugin, order: RunOrder, folder: RunFolder | None, trackers: Tra
     if checkpoint:
         loop.resume(Path(checkpoint))
         log.info("resumed at step %d of %d, from %s", loop.step, max_steps, checkpoint)
-    loop.run()
-
-    memory = plugin.peak_memory_bytes()
-    if folder:
-        folder.write(steps=loop.step, eval=loop.eval_metrics, peak_memory_bytes=memory, **loop.speed.overall())
-        draw_plots(order.folder)
-    if loop.stopped_by:
-        name = signal.Signals(loop.stopped_by).name
-        log.warning("Stopped by %s after step %d of %d; everything is saved.", name, loop.step, max_steps)
-        return loop.stopped_by
-    after = answers(plugin, loaded, pairs, train.samples, train.sample_tokens)
-    plugin.save_weights(order.folder / "model")
-    if folder:
-        loaded.tokenizer.save_pretrained(order.folder / "model")
-        write_samples(
-            order.folder / "samples.md",
-            pairs.texts[: train.samples],
-            {"before training": before, "after training": after},
-        )
+    with loop.stop.listening():  # to the end: a launcher's own handlers would cut into the writing
+        loop.run()
+        memory = plugin.peak_memory_bytes()
+        if folder:
+            folder.write(steps=loop.step, eval=loop.eval_metrics, peak_memory_bytes=memory, **loop.speed.overall())
+        if loop.stopped_by:
+            name = signal.Signals(loop.stopped_by).name
+            log.warning("Stopped by %s after step %d of %d; everything is saved.", name, loop.step, max_steps)
+            return loop.stopped_by
+        after = answers(plugin, loaded, pairs, train.samples, train.sample_tokens)
+        plugin.save_weights(order.folder / "model")
+        if folder:
+            loaded.tokenizer.save_pretrained(order.folder / "model")
+            answered = {"before training": before, "after training": after}
+            write_samples(order.folder / "samples.md", pairs.texts[: train.samples], answered)
+            draw_plots(order.folder)
     return 0
 
 

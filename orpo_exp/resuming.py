@@ -42,7 +42,10 @@ def has_work(order: RunOrder) -> bool:
             "hydra.run.dir", where, f"a folder whose run has ended; {running}", "Wait for it, or stop it."
         )
     config = order.folder / "config.yaml"
-    if config.exists() and (changed := differences(OmegaConf.to_container(OmegaConf.load(config)), order)):
+    if not config.exists():
+        allowed = "the folder of a run, with its config.yaml, or a new one"
+        raise ConfigError("hydra.run.dir", where, allowed, "Choose another.")
+    if changed := differences(OmegaConf.to_container(OmegaConf.load(config)), order):
         allowed = f"the settings that the run in it began with; different are {', '.join(changed)}"
         raise ConfigError("hydra.run.dir", where, allowed, "Give the same settings, or another folder.")
     return bool(result["status"] != "completed")

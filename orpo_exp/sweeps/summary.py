@@ -116,11 +116,12 @@ def shown(path: Path) -> str:
 
 
 def as_csv(results: Results, output: Path) -> str:
-    """A row for each point: swept keys, seed, state, every final metric, steps, wall time, folder."""
+    """A row for each point: swept keys, seed, state, every final metric as eval/<name>, steps, wall time, folder."""
     metrics = sorted({name for point in results.points for name in point.metrics})
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*results.keys, "seed", "state", *metrics, "steps", "wall_time_seconds", "folder"])
+    columns = [f"eval/{name}" for name in metrics]  # a swept key may have a metric's name
+    writer.writerow([*results.keys, "seed", "state", *columns, "steps", "wall_time_seconds", "folder"])
     for point in results.points:
         numbers = [point.metrics.get(name, "") for name in metrics]
         place = os.path.relpath(point.folder, output)

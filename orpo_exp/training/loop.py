@@ -65,31 +65,30 @@ class Loop:
     stopped_by: int = 0
 
     def run(self) -> None:
-        """Train from `step` to `max_steps`; save and leave between two steps when a signal asks for it.
+        """Train from `step` to `max_steps`; save and leave between two steps when `stop` asks for it.
 
         Raises TrainingDiverged before an update that is not finite, and NotSaved.
         """
-        with self.stop.listening():
-            if self.step == 0:
-                self.weight = self.lam_schedule.weight(1)
+        if self.step == 0:
+            self.weight = self.lam_schedule.weight(1)
+            self.evaluate()
+            self.checkpoints.check_metric(self.eval_metrics)
+        self.speed.since_last()
+        while self.step < self.max_steps and not self.stopped_by:
+            self.step += 1
+            metrics = self.train_step()
+            asked_to_stop = metrics.pop("stop") > 0 and self.step < self.max_steps
+            best = False
+            if self.due(self.log_every, at_end=True):
+                self.trackers.log(self.step, "train", metrics | self.speed.since_last())
+            if self.due(self.eval_every, at_end=True):
                 self.evaluate()
-                self.checkpoints.check_metric(self.eval_metrics)
-            self.speed.since_last()
-            while self.step < self.max_steps and not self.stopped_by:
-                self.step += 1
-                metrics = self.train_step()
-                asked_to_stop = metrics.pop("stop") > 0 and self.step < self.max_steps
-                best = False
-                if self.due(self.log_every, at_end=True):
-                    self.trackers.log(self.step, "train", metrics | self.speed.since_last())
-                if self.due(self.eval_every, at_end=True):
-                    self.evaluate()
-                    best = self.checkpoints.note(self.step, self.eval_metrics)
-                if asked_to_stop or best or self.due(self.save_every):
-                    self.save()
-                self.heartbeat(self.step)
-                if asked_to_stop:
-                    self.stopped_by = max(int(signal) for signal in self.plugin.exchange(str(self.stop.signal)))
+                best = self.checkpoints.note(self.step, self.eval_metrics)
+            if asked_to_stop or best or self.due(self.save_every):
+                self.save()
+            self.heartbeat(self.step)
+            if asked_to_stop:
+                self.stopped_by = max(int(signal) for signal in self.plugin.exchange(str(self.stop.signal)))
 
     def due(self, every: int, at_end: bool = False) -> bool:
         """Whether something that happens every so many steps (0: never) happens at this one."""

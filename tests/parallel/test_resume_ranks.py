@@ -48,6 +48,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_curve(tmp_path, pairs_fil
     run(*RUN)
     assert "2 ranks, now 1" in (cut / "run.log").read_text()
     for ours, theirs in zip(numbers(cut), numbers(whole), strict=True):
+        assert ours.pop("split") == theirs.pop("split")
         assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)  # differences of rewards near 0 have no precision
 
 

@@ -148,9 +148,11 @@ def test_the_csv_has_a_row_for_each_point(tmp_path):
     folder = lambda_sweep(tmp_path / "sweep", {"0.05": (0.25, None)})
     write_summary(folder)
     assert rows(folder) == [
-        {"loss.lam": "0.05", "seed": "0", "state": "completed", "lam": "0.05", "nll_loss": "0.75",
-         "rewards/accuracy": "0.25", "steps": "100", "wall_time_seconds": "60.0", "folder": "loss.lam=0.05,seed=0"},
-        {"loss.lam": "0.05", "seed": "1", "state": "missing", "lam": "", "nll_loss": "", "rewards/accuracy": "",
+        {"loss.lam": "0.05", "seed": "0", "state": "completed", "eval/lam": "0.05", "eval/nll_loss": "0.75",
+         "eval/rewards/accuracy": "0.25", "steps": "100", "wall_time_seconds": "60.0",
+         "folder": "loss.lam=0.05,seed=0"},
+        {"loss.lam": "0.05", "seed": "1", "state": "missing", "eval/lam": "", "eval/nll_loss": "",
+         "eval/rewards/accuracy": "",
          "steps": "0", "wall_time_seconds": "0.0", "folder": "loss.lam=0.05,seed=1"},
     ]  # fmt: skip
 
