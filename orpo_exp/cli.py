@@ -88,6 +88,9 @@ def start(order: RunOrder, place: Place | None, launcher: Launcher) -> int:
     from orpo_exp.experiment import run_rank
 
     if place is not None:
+        if not launcher.foreground:
+            do = "Start it without torchrun: a job has a task for each rank."
+            raise ConfigError("hydra/launcher", "another than local, under torchrun", "local", do)
         return run_rank(place, order)
     return launcher.run(order, run_rank)
 

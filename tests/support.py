@@ -74,11 +74,13 @@ def numbers(folder: Path) -> list[dict[str, Any]]:
     return [{name: value for name, value in json.loads(line).items() if name not in RATES} for line in lines]
 
 
-def start_run(cwd: Path, *arguments: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    """Start the command line in a process of its own."""
+def start_run(
+    cwd: Path, *arguments: str, launcher: Sequence[str] = (), environment: dict[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start the command line in a process of its own, or by the modules of a launcher, e.g. torchrun's."""
     variables = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"} | (environment or {})
     return subprocess.Popen(
-        [sys.executable, "-m", "orpo_exp", *arguments],
+        [sys.executable, "-m", *launcher, "orpo_exp", *arguments],
         cwd=cwd, env=variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
 

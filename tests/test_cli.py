@@ -151,6 +151,13 @@ def test_a_sweep_is_started_once_not_by_torchrun(monkeypatch, capfd):
     assert "without torchrun" in capfd.readouterr().err
 
 
+def test_a_job_is_not_submitted_by_each_of_torchruns_ranks(monkeypatch, capfd):
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([*TOY, "hydra/launcher=slurm"]) == 2
+    assert "without torchrun" in capfd.readouterr().err
+
+
 def test_a_folder_with_a_run_in_it_is_not_written_over(tmp_path, capfd):
     (tmp_path / "result.json").write_text("{}")
     assert main([*TOY, f"hydra.run.dir={tmp_path}"]) == 2

@@ -4,13 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from support import children
+from support import children, start_run, wait_for_end
 
 from orpo_exp.tracking.jsonl import read_metrics
 
@@ -25,23 +24,6 @@ TERMS = ("loss", "nll_loss", "odds_ratio_loss")
 MICRO = {1: 8, 2: 3, 4: 1}  # pairs per forward, by number of processes
 
 
-def start(tmp_path: Path, *arguments: str, launcher: tuple[str, ...] = (), **options) -> subprocess.Popen[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-m", *launcher, "orpo_exp", *arguments],
-        cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options,
-    )  # fmt: skip
-
-
-def finish(process: subprocess.Popen[str], code: int = 0, timeout: float = 180) -> str:
-    try:
-        output, _ = process.communicate(timeout=timeout)
-    finally:
-        process.kill()
-    assert process.returncode == code, output
-    return output
-
-
 def rows(folder: Path) -> list[dict]:
     return read_metrics(folder / "metrics.jsonl")
 
@@ -51,7 +33,7 @@ def test_the_same_curve_on_1_2_and_4_processes(tmp_path, pairs_file, optimizer, 
     """22 training pairs in batches of 8: the short batch of 6 leaves two of four ranks without a pair in a round."""
     for count in (1, *counts):
         arguments = [f"processes={count}", f"train.micro_batch_size={MICRO[count]}", f"optimizer={optimizer}"]
-        finish(start(tmp_path, *OWN, *arguments, f"hydra.run.dir={tmp_path}/{count}"))
+        wait_for_end(start_run(tmp_path, *OWN, *arguments, f"hydra.run.dir={tmp_path}/{count}"))
     one = rows(tmp_path / "1")
     assert [row["step"] for row in one] == [0, *range(1, 21), 20]
     for count in counts:
@@ -65,7 +47,7 @@ def test_the_same_curve_on_1_2_and_4_processes(tmp_path, pairs_file, optimizer, 
 
 def test_torchrun_ranks_share_one_folder(tmp_path, pairs_file):
     launcher = ("torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m")
-    finish(start(tmp_path, *OWN, "train.max_steps=2", launcher=launcher))
+    wait_for_end(start_run(tmp_path, *OWN, "train.max_steps=2", launcher=launcher))
     (folder,) = (tmp_path / "outputs" / "orpo").iterdir()
     assert json.loads((folder / "result.json").read_text())["world_size"] == 2
     assert (folder / "rank-1.log").exists()
@@ -75,10 +57,10 @@ def test_torchrun_ranks_share_one_folder(tmp_path, pairs_file):
 def test_a_signal_ends_all_ranks_cleanly(tmp_path, pairs_file, number):
     folder = tmp_path / "run"
     arguments = [*OWN, "processes=2", "train.max_steps=100000", "train.epochs=null", f"hydra.run.dir={folder}"]
-    process = start(tmp_path, *arguments, start_new_session=True)
+    process = start_run(tmp_path, *arguments)
     wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) > 3, process)
     process.send_signal(number)
-    output = finish(process, code=128 + number, timeout=60)
+    output = wait_for_end(process, code=128 + number, timeout=60)
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
     assert "Traceback" not in output
     wait_for(lambda: not alive(process.pid))
@@ -87,7 +69,7 @@ def test_a_signal_ends_all_ranks_cleanly(tmp_path, pairs_file, number):
 def test_a_lost_rank_takes_the_others_with_it(tmp_path, pairs_file):
     folder = tmp_path / "run"
     arguments = [*OWN, "processes=2", "train.max_steps=100000", "train.epochs=null", f"hydra.run.dir={folder}"]
-    process = start(tmp_path, *arguments, start_new_session=True)
+    process = start_run(tmp_path, *arguments)
     wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) > 3, process)
     main_rank = json.loads((folder / "result.json").read_text())["pid"]
     other = next(pid for pid in children(process.pid) if pid != main_rank and b"spawn_main" in cmdline(pid))

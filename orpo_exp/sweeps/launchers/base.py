@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from orpo_exp.registry import Registry
 from orpo_exp.run_folder import RunOrder
@@ -17,7 +18,12 @@ class LauncherConfig(Settings):
 
 
 class Launcher(ABC):
-    """Runs a single run, or the points of a sweep. Both return an exit code, and may return before all has ended."""
+    """Runs a single run, or the points of a sweep. Both return an exit code, and may return before all has ended.
+
+    foreground: a single run is run right here, and so may have been started by torchrun.
+    """
+
+    foreground: ClassVar[bool] = False
 
     def __init__(self, config: LauncherConfig) -> None:
         self.config = config

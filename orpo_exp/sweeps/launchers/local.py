@@ -58,6 +58,7 @@ class Local(Launcher):
         parallel: int | None = setting(None, ge=1)
 
     config: Config
+    foreground = True
 
     def check(self, orders: Sequence[RunOrder]) -> None:
         """See Launcher."""
