@@ -4,7 +4,8 @@
     uv run python benchmarks/losses_learn.py --losses dpo,kto --folder learned
 
 Every loss runs with its own file's settings, at most optimizer.lr and loss.beta changed; CHANGED says where and why.
-Runs that --folder holds already are not run again. Ends with exit code 1 where a loss that is to separate pairs stays below 0.9.
+Runs that --folder holds already are not run again. Ends with exit code 1 where a loss that is to separate pairs stays
+below 0.9.
 """
 
 import argparse
