@@ -14,7 +14,8 @@ METRICS = {
     "rewards/accuracy", "logps/chosen", "logps/rejected", "lam",
 }  # fmt: skip
 RESULT = {
-    "status", "error", "config_hash", "overrides", "seed", "git", "versions", "hardware", "world_size", "steps", "eval",
+    "status", "error", "config_hash", "overrides", "seed", "git", "versions", "hardware", "world_size", "steps",
+    "total_steps", "eval",
     "pairs_per_second", "tokens_per_second", "peak_memory_bytes", "wall_time_seconds", "requeues", "heartbeat", "host",
     "pid", "job_id",
 }  # fmt: skip

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from support import numbers
+from support import numbers, uneven_rows
 
+from orpo_exp import experiment
+from orpo_exp.cli import main
 from orpo_exp.plugins.ddp import DDP
 from orpo_exp.tracking.jsonl import Jsonl, read_metrics
 from orpo_exp.training import Loop
@@ -28,6 +30,24 @@ VARIANTS = {
     "frozen reference": ["loss=dpo"],
     "moving reference": ["loss=dpo", "reference=synced", "reference.every=2", "reference.mix=0.5"],
 }
+SLOW = pytest.mark.slow  # the fast ones cover the same lines
+MARKS = {"momentum": SLOW, "frozen reference": SLOW}
+
+
+@pytest.fixture(autouse=True)
+def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiment, "draw_plots", lambda folder: None)
+
+
+@pytest.fixture(scope="module")
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """The numbers of a run of BASE that is left alone."""
+    place = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in uneven_rows(24)))
+        assert main([*BASE, f"hydra.run.dir={place / 'run'}"]) == 0
+    return numbers(place / "run")
 
 
 def result(folder: Path) -> dict:
@@ -54,7 +74,7 @@ def cut_off(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return at
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize("variant", [pytest.param(v, id=k, marks=MARKS.get(k, ())) for k, v in VARIANTS.items()])
 def test_a_run_that_was_cut_off_goes_on_bit_for_bit(run, pairs_file, cut_off, variant):
     whole = run(*BASE, *variant, folder="whole")
     cut_off(6)  # the checkpoint of step 4 is the last one: step 5 is computed twice
@@ -70,9 +90,8 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(run, pairs_file, cut_off, va
     assert "resumed at step 4 of 8" in (folder / "run.log").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_saves_and_nothing_is_computed_twice(run, pairs_file, monkeypatch, number, capsys):
-    whole = run(*BASE, folder="whole")
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=SLOW), signal.SIGTERM, signal.SIGUSR2])
+def test_a_signal_saves_and_nothing_is_computed_twice(run, pairs_file, expected, monkeypatch, number, capsys):
     train_step = Loop.train_step
     computed: list[int] = []
 
@@ -89,12 +108,11 @@ def test_a_signal_saves_and_nothing_is_computed_twice(run, pairs_file, monkeypat
     assert f"hydra.run.dir={folder}" in capsys.readouterr().out.replace("\n", "")
     run(*BASE)
     assert computed == [1, 2, 3, 4, 5, 6, 7, 8]
-    assert numbers(folder) == numbers(whole)
+    assert numbers(folder) == expected
 
 
-@pytest.mark.parametrize("harm", ["flipped", "cut", "gone", "manifest"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run, pairs_file, cut_off, harm):
-    whole = run(*BASE, folder="whole")
+@pytest.mark.parametrize("harm", ["flipped", *(pytest.param(h, marks=SLOW) for h in ("cut", "gone")), "manifest"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run, pairs_file, expected, cut_off, harm):
     cut_off(7)
     folder = run(*BASE, code=1)
     weights = folder / "checkpoints" / "step-00000006" / "policy.safetensors"
@@ -112,7 +130,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run, pairs_fi
     told = (folder / "run.log").read_text()
     assert f"{weights.parent} is damaged" in told
     assert "resumed at step 4" in told
-    assert numbers(folder) == numbers(whole)
+    assert numbers(folder) == expected
 
 
 def test_only_damaged_checkpoints_are_refused(run, pairs_file, cut_off):
@@ -125,8 +143,7 @@ def test_only_damaged_checkpoints_are_refused(run, pairs_file, cut_off):
     assert (folder / "metrics.jsonl").read_text() == before
 
 
-def test_a_run_cut_off_while_saving_takes_no_half_for_a_whole(run, pairs_file, monkeypatch):
-    whole = run(*BASE, folder="whole")
+def test_a_run_cut_off_while_saving_takes_no_half_for_a_whole(run, pairs_file, expected, monkeypatch):
     save = DDP.save
 
     def dying(self, folder, reference):
@@ -141,17 +158,16 @@ def test_a_run_cut_off_while_saving_takes_no_half_for_a_whole(run, pairs_file, m
     assert (folder / "checkpoints" / "latest").resolve().name == "step-00000002"
     assert list((folder / "checkpoints").glob(".step-*"))
     run(*BASE)
-    assert numbers(folder) == numbers(whole)
+    assert numbers(folder) == expected
     assert not list((folder / "checkpoints").glob(".step-*"))
 
 
-def test_a_run_cut_off_before_its_first_checkpoint_begins_again(run, pairs_file, cut_off):
-    whole = run(*BASE, folder="whole")
+def test_a_run_cut_off_before_its_first_checkpoint_begins_again(run, pairs_file, expected, cut_off):
     cut_off(2)
     folder = run(*BASE, code=1)
     cut_off(0)
     run(*BASE)
-    assert numbers(folder) == numbers(whole)
+    assert numbers(folder) == expected
 
 
 def test_a_full_disk_is_told_and_leaves_the_last_checkpoint_whole(run, pairs_file, monkeypatch):
