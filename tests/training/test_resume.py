@@ -13,7 +13,7 @@ from support import numbers, uneven_rows
 from orpo_exp import experiment
 from orpo_exp.cli import main
 from orpo_exp.plugins.ddp import DDP
-from orpo_exp.tracking.jsonl import Jsonl, read_metrics
+from orpo_exp.tracking.jsonl import Jsonl
 from orpo_exp.training import Loop
 from orpo_exp.training.checkpoints import Checkpoints, listed_checkpoints
 
@@ -30,7 +30,7 @@ VARIANTS = {
     "frozen reference": ["loss=dpo"],
     "moving reference": ["loss=dpo", "reference=synced", "reference.every=2", "reference.mix=0.5"],
 }
-SLOW = pytest.mark.slow  # the fast ones cover the same lines
+SLOW = pytest.mark.slow  # the others cover the same lines
 MARKS = {"momentum": SLOW, "frozen reference": SLOW}
 
 
@@ -239,6 +239,8 @@ def test_another_setting_is_refused_by_name_and_one_without_influence_is_not(run
     assert "train" not in told
     run(*BASE, "loss=dpo", code=2)
     assert "choices.loss (was orpo, is now dpo)" in capsys.readouterr().err
+    run(*BASE, "resume=never", code=2)
+    assert "resume=never" in capsys.readouterr().err
     assert result(folder) == before
     cut_off(0)
     run(*BASE, "train.micro_batch_size=3", "train.save_every=0")
@@ -259,13 +261,6 @@ def test_a_folder_whose_run_still_runs_is_refused(run, pairs_file, capsys):
     (folder / "result.json").write_text(json.dumps(living))
     run(*BASE, code=2)
     assert f"process {os.getpid()}" in capsys.readouterr().err
-
-
-def test_resume_never_refuses_a_folder_with_a_run(run, pairs_file, cut_off, capsys):
-    cut_off(4)
-    run(*BASE, code=1)
-    run(*BASE, "resume=never", code=2)
-    assert "resume=never" in capsys.readouterr().err
 
 
 def test_a_run_can_go_on_from_another_ones_checkpoint(run, pairs_file, capsys):
@@ -305,4 +300,3 @@ def test_requeues_and_time_are_counted_over_all_attempts(run, pairs_file, cut_of
     run(*BASE)  # the same job, started again by Slurm: what it left as running is its own
     assert result(folder)["requeues"] == 1
     assert result(folder)["wall_time_seconds"] > first["wall_time_seconds"]
-    assert len(read_metrics(folder / "metrics.jsonl")) == len(numbers(folder))
