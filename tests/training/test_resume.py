@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -85,8 +86,7 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(run, pairs_file, cut_off, va
     assert numbers(folder) == numbers(whole)
     for file in ("model/model.safetensors", "samples.md"):
         assert (folder / file).read_bytes() == (whole / file).read_bytes()
-    assert result(folder)["status"] == "completed"
-    assert result(folder)["eval"] == result(whole)["eval"]
+    assert (result(folder)["status"], result(folder)["eval"]) == ("completed", result(whole)["eval"])
     assert "resumed at step 4 of 8" in (folder / "run.log").read_text()
 
 
@@ -181,8 +181,7 @@ def test_a_full_disk_is_told_and_leaves_the_last_checkpoint_whole(run, pairs_fil
     with monkeypatch.context() as patch:
         patch.setattr(DDP, "save", full)
         folder = run(*BASE, code=1)
-    assert "the checkpoint of step 4 could not be written" in result(folder)["error"]
-    assert "No space left" in result(folder)["error"]
+    assert re.search("the checkpoint of step 4 could not be written.*No space left", result(folder)["error"])
     assert "Traceback" not in (folder / "run.log").read_text()
     assert steps_saved(folder) == [2]
     run(*BASE)
@@ -277,11 +276,10 @@ def test_a_run_can_go_on_from_another_ones_checkpoint(run, pairs_file, capsys):
 def test_a_resumed_run_shows_no_step_twice_in_tensorboard(run, pairs_file, cut_off):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    tracked = [*BASE, "tracker=[tensorboard]"]
     cut_off(6)
-    folder = run(*tracked, code=1)
+    run(*BASE, "tracker=[tensorboard]", code=1)
     cut_off(0)
-    run(*tracked)
+    folder = run(*BASE, "tracker=[tensorboard]")
     events = EventAccumulator(str(folder / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4, 5, 6, 7, 8]
