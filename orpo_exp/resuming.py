@@ -62,15 +62,15 @@ def find_checkpoint(order: RunOrder, about: Mapping[str, Any]) -> tuple[str | No
     found = newest_valid(own)
     if given not in (AUTO, NEVER) and (found is None or Path(given).resolve().is_relative_to(own.resolve())):
         path = Path(given).resolve()
-        found = newest_valid(path / "checkpoints") if (path / "checkpoints").is_dir() else path
+        found = newest_valid(path / "checkpoints") if (path / "checkpoints").is_dir() else (path, verify(path))
     if found is None:
         return None, 0
-    manifest = verify(found)
+    checkpoint, manifest = found
     changed = differences(manifest["settings"], order)
     changed += [f"the {key}" for key in ("plugin", "data") if manifest[key] != about[key]]
     if changed:
         raise ValueError(
-            f"the checkpoint {found} cannot be gone on from, for these are others now: {', '.join(changed)}. "
+            f"the checkpoint {checkpoint} cannot be gone on from, for these are others now: {', '.join(changed)}. "
             f"Give the same ones, or start anew in another folder."
         )
     if manifest["world_size"] != about["world_size"]:
@@ -79,7 +79,7 @@ def find_checkpoint(order: RunOrder, about: Mapping[str, Any]) -> tuple[str | No
     if manifest["versions"] != about["versions"]:
         then = ", ".join(f"{k} {v}" for k, v in manifest["versions"].items() if about["versions"].get(k) != v)
         log.warning("the checkpoint was written with %s: the curve may go on other than bit for bit", then)
-    return str(found), manifest["step"]
+    return str(checkpoint), manifest["step"]
 
 
 def given_checkpoints(path: Path) -> bool:

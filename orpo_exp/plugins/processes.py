@@ -19,7 +19,8 @@ import torch.distributed as dist
 
 # How long the other ranks may take to end by themselves once one has failed, in seconds.
 GRACE_SECONDS = 10.0
-HANDED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+# Ctrl-C; what `kill`, Slurm's scancel and preemption send; what is asked of Slurm as a warning before the time is up
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,15 @@ def start_ranks(count: int, entry: Callable[..., int], *arguments: Any) -> int:
     return code
 
 
+def end_with_parent() -> None:
+    """Have the kernel send this process SIGTERM when its parent dies, where the kernel can."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
 def _rank(place: Place, entry: Callable[..., int], *arguments: Any) -> None:
     os.setpgrp()  # Ctrl-C reaches the ranks through their parent alone, and so exactly once
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: no rank outlives its parent
+    end_with_parent()
     share_cores(place.world_size)
     sys.exit(entry(place, *arguments))
 
@@ -104,7 +110,7 @@ def _handed_on(ranks: list[BaseProcess]) -> Iterator[None]:
             if process.pid is not None and process.is_alive():
                 os.kill(process.pid, number)
 
-    former = {number: signal.signal(number, hand_on) for number in HANDED_ON}
+    former = {number: signal.signal(number, hand_on) for number in STOP_SIGNALS}
     try:
         yield
     finally:

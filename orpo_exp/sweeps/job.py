@@ -1,6 +1,5 @@
 """What runs where a launcher sent it: in a process of its own on this machine, or in each task of a Slurm job."""
 
-import ctypes
 import logging
 import os
 import pickle
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from orpo_exp.plugins import Place, start_ranks
+from orpo_exp.plugins.processes import end_with_parent
 from orpo_exp.registry import import_outside
 from orpo_exp.run_folder import RunOrder
 from orpo_exp.sweeps.summary import write_summary
@@ -126,8 +126,7 @@ def share_task_cores() -> None:
 
 def main() -> int:
     """Run the job that comes pickled on standard input, with as many ranks as the argument says."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: without its launcher, a point saves and stops
+    end_with_parent()  # without its launcher, a point saves and stops
     job: Job = pickle.load(sys.stdin.buffer)
     return job.run_ranks(int(sys.argv[1]))
 

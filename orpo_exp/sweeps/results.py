@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from orpo_exp.schema import flat
 from orpo_exp.sweeps.states import (
     RESULT,
     Queue,
@@ -177,16 +178,8 @@ def read_settings(path: Path) -> dict[str, str]:
         return {}
     choices = content.pop("choices", None) or {}
     chosen = {str(group): canonical(option) for group, option in choices.items()}
-    return {k: v for k, v in (chosen | dict(leaves(content))).items() if k.split(".")[0] not in NO_CONDITION}
-
-
-def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted key and value as text."""
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", canonical(value)
+    settings = chosen | {key: canonical(value) for key, value in flat(content).items()}
+    return {key: value for key, value in settings.items() if key.split(".")[0] not in NO_CONDITION}
 
 
 def canonical(value: Any) -> str:

@@ -138,16 +138,16 @@ def listed_checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in found)
 
 
-def newest_valid(folder: Path) -> Path | None:
-    """The newest whole checkpoint; None where there never was one. A damaged one is named, and the one before it taken.
+def newest_valid(folder: Path) -> tuple[Path, dict[str, Any]] | None:
+    """The newest whole checkpoint and its manifest; None where there never was one. A damaged one is named, and the one
+    before it taken.
 
     Raises ValueError where there are only damaged ones.
     """
     listed = listed_checkpoints(folder)
     for _, path in reversed(listed):
         try:
-            verify(path)
-            return path
+            return path, verify(path)
         except Damaged as error:
             log.warning("%s", error)
     if listed:

@@ -5,8 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-# Ctrl-C; what `kill`, Slurm's scancel and preemption send; what is asked of Slurm as a warning before the time is up
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+from orpo_exp.plugins.processes import STOP_SIGNALS
 
 
 class StopRequest:
@@ -21,7 +20,7 @@ class StopRequest:
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take over the signals for the time of the block."""
-        former = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        former = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
         try:
             yield
         finally:
