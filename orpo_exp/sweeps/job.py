@@ -17,7 +17,7 @@ from orpo_exp.plugins import Place, start_ranks
 from orpo_exp.plugins.processes import end_with_parent
 from orpo_exp.registry import import_outside
 from orpo_exp.run_folder import RunOrder
-from orpo_exp.sweeps.summary import write_summary
+from orpo_exp.sweeps.summary import point_ended
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Job:
         if self._sweep is None or code > 128:
             return
         try:
-            write_summary(self._sweep)
+            point_ended(self._sweep)
         except Exception:
             log.exception("the sweep's summary could not be written")
 

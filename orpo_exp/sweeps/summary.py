@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tell(folder, write_summary(folder, given.metric, given.direction))
         if output:
             output.mkdir(parents=True, exist_ok=True)
-            tell(output, summarise(given.folders, output, given.metric, given.direction))
+            with locked(output):
+                tell(output, summarise(given.folders, output, given.metric, given.direction))
     except (ValueError, OSError) as error:
         print(f"orpo_exp.sweeps.summary: {error}", file=sys.stderr)
         return 2
@@ -58,30 +59,47 @@ def tell(folder: Path, told: Headline) -> None:
 
 
 def write_summary(folder: Path, metric: str | None = None, direction: str | None = None) -> Headline:
-    """Rebuild a sweep's summary in its folder. Points that end at the same time wait for one another here.
+    """Rebuild a sweep's summary in its folder, once whoever does so already has ended.
 
     metric: what decides; None: rewards/accuracy, or the loss where no run has that. Raises ValueError where the folder
     holds no runs, or where no completed point has the metric that was asked for.
     """
-    return summarise([folder], folder, metric, direction)
+    with locked(folder):
+        return summarise([folder], folder, metric, direction)
+
+
+def point_ended(folder: Path) -> None:
+    """Rebuild a sweep's summary, or leave that to a point that waits to do so already and will read this one's result.
+
+    So a hundred points that end together keep their GPUs for the time of two summaries, not of a hundred.
+    """
+    with (folder / ".summary.waiting").open("w") as place:
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError:
+            pass  # no locks on this disk, which `locked` tells of
+        with locked(folder):
+            place.close()  # from here on results are read: the next one has to wait for its own turn
+            summarise([folder], folder, None, None)
 
 
 def summarise(folders: Sequence[Path], output: Path, metric: str | None, direction: str | None) -> Headline:
-    """Write one summary of all the folders' points into `output`, under a lock; see write_summary."""
-    with locked(output):
-        results = read_results(folders)
-        known = sorted({name for group in results.groups for point in group.points for name in point.metrics})
-        if metric and known and metric not in known:
-            raise ValueError(f"no completed point has the metric {metric!r}; there are {', '.join(known)}.")
-        metric = metric or (METRIC if METRIC in known or "loss" not in known else "loss")
-        told = headline(results, metric, direction or ("min" if metric.endswith("loss") else "max"))
-        command = ["python", "-m", "orpo_exp.sweeps.summary", *(shown(folder) for folder in folders)]
-        if len(folders) > 1:
-            command += ["--output", shown(output)]
-        pictures = draw_pictures(results, told, output)
-        write_atomically(output / "summary.md", page(results, told, pictures, output, shlex.join(command)))
-        write_atomically(output / "summary.csv", as_csv(results, output))
-        write_atomically(output / "summary.json", as_json(results, told, output))
+    """Write one summary of all the folders' points into `output`; see write_summary."""
+    results = read_results(folders)
+    known = sorted({name for group in results.groups for point in group.points for name in point.metrics})
+    if metric and known and metric not in known:
+        raise ValueError(f"no completed point has the metric {metric!r}; there are {', '.join(known)}.")
+    metric = metric or (METRIC if METRIC in known or "loss" not in known else "loss")
+    told = headline(results, metric, direction or ("min" if metric.endswith("loss") else "max"))
+    command = ["python", "-m", "orpo_exp.sweeps.summary", *(shown(folder) for folder in folders)]
+    if len(folders) > 1:
+        command += ["--output", shown(output)]
+    pictures = draw_pictures(results, told, output)
+    write_atomically(output / "summary.md", page(results, told, pictures, output, shlex.join(command)))
+    write_atomically(output / "summary.csv", as_csv(results, output))
+    write_atomically(output / "summary.json", as_json(results, told, output))
     return told
 
 

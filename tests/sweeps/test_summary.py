@@ -10,7 +10,7 @@ import pytest
 from sweeps.builder import DEAD, make_run, make_sweep
 
 from orpo_exp.sweeps import summary
-from orpo_exp.sweeps.summary import main, write_summary
+from orpo_exp.sweeps.summary import main, point_ended, write_summary
 
 # accuracy by lambda and seed: means 0.5, 0.7, 0.6; differences of the best two 0.1, 0.1, 0.1 + noise
 ACCURACY = {"0": (0.49, 0.50, 0.51), "0.1": (0.69, 0.70, 0.71), "1.0": (0.57, 0.60, 0.63)}
@@ -197,6 +197,28 @@ def test_the_summary_waits_for_the_lock(tmp_path):
         make_run(folder / "loss.lam=0,seed=1", {"rewards/accuracy": 0.6})  # ends meanwhile, and is seen
     waiting.join(30)
     assert [row["state"] for row in rows(folder)] == ["completed", "completed"]
+
+
+def test_points_that_end_together_leave_it_to_the_one_that_waits(tmp_path, monkeypatch):
+    folder = lambda_sweep(tmp_path / "sweep", {"0": (0.5, None), "1": (None,)})
+    read: list[int] = []
+    summarise = summary.summarise
+    monkeypatch.setattr(summary, "summarise", lambda *given: (read.append(1), summarise(*given)))
+    with (folder / ".summary.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=point_ended, args=(folder,))
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive()
+        make_run(folder / "loss.lam=0,seed=1", {"rewards/accuracy": 0.6})
+        point_ended(folder)  # returns at once
+        assert not read
+    waiting.join(30)
+    assert read == [1]
+    assert [row["state"] for row in rows(folder)] == ["completed", "completed", "missing"]
+    make_run(folder / "loss.lam=1,seed=0", {"rewards/accuracy": 0.6})
+    point_ended(folder)
+    assert [row["state"] for row in rows(folder)] == ["completed"] * 3
 
 
 def test_two_sweeps_are_told_together(tmp_path, monkeypatch, capsys):
