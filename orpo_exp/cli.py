@@ -24,7 +24,7 @@ from orpo_exp.schema import ConfigError
 from orpo_exp.sweeps.launchers import Launcher
 from orpo_exp.sweeps.points import Combination, Plan, combinations, plan, sweep_name
 from orpo_exp.sweeps.progress import GOING_ON, states
-from orpo_exp.sweeps.states import write_sweep
+from orpo_exp.sweeps.states import how_many, write_sweep
 from orpo_exp.sweeps.summary import write_summary
 from orpo_exp.user_errors import ComposeError, error_page, explain
 
@@ -152,7 +152,7 @@ def carry_out(planned: Plan, folder: Path, launcher: Launcher) -> int:
 
     folder.mkdir(parents=True, exist_ok=True)
     write_sweep(folder, planned.sweep)
-    counts = ", ".join(f"{count} {state}" for state, count in planned.states.items())
+    counts = how_many(planned.states.elements())
     print(f"{folder}\n{planned.states.total()} points: {counts}; {len(planned.to_run)} to run", flush=True)
     if not planned.to_run:
         if not any(planned.states[state] for state in GOING_ON):

@@ -1,13 +1,12 @@
 """What a sweep says, in words: which setting is best and how sure that is, as a page in Markdown."""
 
 import os
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from orpo_exp.sweeps.results import Group, Point, Results
-from orpo_exp.sweeps.states import State
+from orpo_exp.sweeps.results import Group, Results
+from orpo_exp.sweeps.states import State, how_many
 from orpo_exp.sweeps.statistics import Difference, Estimate, difference, estimate
 from orpo_exp.tracking.console import number
 
@@ -121,7 +120,7 @@ def page(results: Results, told: Headline, pictures: Mapping[Path, str], folder:
         f"# {results.title}",
         told.text,
         what_was_swept(results),
-        f"{completed} of {len(results.points)} points are completed: {counts(results.points)}.",
+        f"{completed} of {len(results.points)} points are completed: {how_many(p.state for p in results.points)}.",
         "## Settings",
         "Held-out metrics after training: mean over seeds with its 95% interval (Student's t below 10 seeds,"
         " bootstrap from 10 on, none for one seed). *Lead* is how far the best setting's"
@@ -132,7 +131,7 @@ def page(results: Results, told: Headline, pictures: Mapping[Path, str], folder:
         *(f"![{path.stem}]({os.path.relpath(path, folder)})\n\n*{text}*" for path, text in pictures.items()),
         *unfinished(results, folder),
         "## What it cost",
-        costs(results.points),
+        costs(results),
         "## Files",
         "`summary.csv` has a row for each point with all its final metrics, `summary.json` everything on this page and"
         f" all other metrics. To make them anew from the runs' folders:\n\n```bash\n{rebuild}\n```",
@@ -209,24 +208,15 @@ def unfinished(results: Results, folder: Path) -> list[str]:
     return ["## Points without a result", table(rows), advice]
 
 
-def counts(points: Sequence[Point]) -> str:
-    """How many points are in which state."""
-    by_state = Counter(point.state for point in points)
-    return ", ".join(f"{by_state[state]} {state}" for state in State if by_state[state])
-
-
-def costs(points: Sequence[Point]) -> str:
+def costs(results: Results) -> str:
     """Wall time of all points and what they kept busy meanwhile."""
-    seconds = sum(point.seconds for point in points)
-    gpu_hours = sum(point.seconds * point.gpus for point in points) / 3600
-    core_hours = sum(point.seconds * point.cores for point in points if not point.gpus) / 3600
-    said = [f"Wall time of all points together, every attempt counted: {number(seconds / 3600)} hours."]
-    if gpu_hours:
-        said.append(f"GPU hours (a run's processes, each on its GPU, times its wall time): {number(gpu_hours)}.")
-    if core_hours or not gpu_hours:
-        said.append(
-            f"Core hours of runs without a GPU (the cores a run may use, times its wall time): {number(core_hours)}."
-        )
+    said = [f"Wall time of all points together, every attempt counted: {number(results.seconds / 3600)} hours."]
+    if results.gpu_hours:
+        gpu_hours = number(results.gpu_hours)
+        said.append(f"GPU hours (a run's processes, each on its GPU, times its wall time): {gpu_hours}.")
+    if results.core_hours or not results.gpu_hours:
+        core_hours = number(results.core_hours)
+        said.append(f"Core hours of runs without a GPU (the cores a run may use, times its wall time): {core_hours}.")
     return " ".join(said)
 
 

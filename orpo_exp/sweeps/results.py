@@ -95,6 +95,21 @@ class Results:
     groups: list[Group]
     repeated: list[Point]
 
+    @property
+    def seconds(self) -> float:
+        """Wall time of all points, every attempt counted."""
+        return sum(point.seconds for point in self.points)
+
+    @property
+    def gpu_hours(self) -> float:
+        """A run's processes, each on its GPU, times its wall time."""
+        return sum(point.seconds * point.gpus for point in self.points) / 3600
+
+    @property
+    def core_hours(self) -> float:
+        """The cores a run without a GPU may use, times its wall time."""
+        return sum(point.seconds * point.cores for point in self.points if not point.gpus) / 3600
+
 
 def read_results(folders: Sequence[Path]) -> Results:
     """Read sweeps' folders, with a sweep.json or without. Raises ValueError for a folder that holds no runs."""

@@ -5,7 +5,8 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -140,6 +141,12 @@ def alive(result: Mapping[str, Any], queue: Queue) -> bool:
     if result.get("job_id") and queue is not None:
         return result["job_id"] in queue
     return time.time() - heartbeat <= STALE_SECONDS
+
+
+def how_many(states: Iterable[State]) -> str:
+    """How many are in which state, in words: `1 running, 2 completed`."""
+    counts = Counter(states)
+    return ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
 
 
 def process_started(pid: int) -> float | None:

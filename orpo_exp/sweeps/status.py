@@ -9,7 +9,6 @@ import json
 import math
 import statistics
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_exp.sweeps.results import listed, reason
-from orpo_exp.sweeps.states import State, read_result, read_sweep, slurm_queue, state_of
+from orpo_exp.sweeps.states import State, how_many, read_result, read_sweep, slurm_queue, state_of
 from orpo_exp.tracking.console import duration, number
 from orpo_exp.tracking.jsonl import FILE
 
@@ -62,18 +61,17 @@ def status_table(folder: Path) -> RenderableType:
     for title in ("step", "loss", "left"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("why", no_wrap=True, overflow="ellipsis")
-    states: Counter[State] = Counter()
+    states: list[State] = []
     for name, place in places.items():
         job_id = place.job_id if place else None
         state = state_of(folder / name, job_id, queue)
-        states[state] += 1
+        states.append(state)
         result = read_result(folder / name) or {}
         label = ", ".join(f"{key}={value}" for key, value in place.overrides.items()) if place else name
         progress = how_far(result, last_records(folder / name / FILE), state)
         why = "" if state in (State.running, State.missing) else reason(state, result, job_id) or ""
         table.add_row(Text(label), Text(state, STYLES.get(state, "dim")), *progress, Text(why))
-    said = [f"{states[state]} {state}" for state in State if states[state]]
-    return Group(table, "", Text(f"{len(places)} points: {', '.join(said)}"))
+    return Group(table, "", Text(f"{len(places)} points: {how_many(states)}"))
 
 
 def how_far(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]], state: State) -> tuple[str, str, str]:

@@ -164,9 +164,9 @@ def as_json(results: Results, told: Headline, output: Path) -> str:
         ],
         "settings": [setting_content(group) for group in results.groups],
         "points": [point_content(point, results, output) for point in results.points],
-        "wall_time_seconds": sum(point.seconds for point in results.points),
-        "gpu_hours": sum(point.seconds * point.gpus for point in results.points) / 3600,
-        "cpu_core_hours": sum(point.seconds * point.cores for point in results.points if not point.gpus) / 3600,
+        "wall_time_seconds": results.seconds,
+        "gpu_hours": results.gpu_hours,
+        "cpu_core_hours": results.core_hours,
     }
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 

@@ -175,7 +175,7 @@ def test_a_failed_point_stops_no_other_and_is_run_again(tmp_path):
     assert "is not finite" in next(folder.glob("logs/*1e+30_*.log")).read_text()
     assert (folder / "summary.md").exists()
     again = wait_for_end(start_run(tmp_path, *command), code=1)
-    assert "2 points: 1 failed, 1 completed; 1 to run" in again
+    assert "2 points: 1 completed, 1 failed; 1 to run" in again
 
 
 @pytest.mark.parallel
