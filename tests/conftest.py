@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,11 @@ from support import uneven_rows
 from orpo_exp.cli import main
 
 torch.set_num_threads(1)  # the models are tiny
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """As many tests at a time as there are cores; one at a time of those that start several processes themselves."""
+    return 0 if config.option.markexpr in ("parallel", "slurm") else len(os.sched_getaffinity(0))
 
 
 @pytest.fixture(autouse=True)

@@ -7,14 +7,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from orpo_exp.plugins import Place
+from orpo_exp.composition import check, compose
+from orpo_exp.plugins import Place, start_ranks
 from orpo_exp.run_folder import RunOrder
 from orpo_exp.types import Counts, PairLogps, TokenizedPair, TokenLogps
 
@@ -121,6 +123,15 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
 def children(pid: int) -> list[int]:
     """The processes that a process has started."""
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def train_all(ranks: int, micro_batch_size: int, overrides: Mapping[str, Sequence[str]], folder: Path) -> None:
+    """Train each command line into folder/<name>, all in the same processes, for starting some takes seconds."""
+    orders = []
+    for name, given in overrides.items():
+        order = check(compose([*given, f"train.micro_batch_size={micro_batch_size}"], None), given)
+        orders.append(replace(order, folder=folder / name))
+    assert start_ranks(ranks, run_all, orders) == 0
 
 
 def run_all(place: Place, orders: Sequence[RunOrder]) -> int:

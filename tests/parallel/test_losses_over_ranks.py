@@ -1,15 +1,11 @@
 """Every loss of conf/: one curve, whatever the micro-batches and the number of ranks. `uv run pytest -m parallel`."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support import run_all, uneven_rows
+from support import train_all, uneven_rows
 
-from orpo_exp.cli import check, compose
-from orpo_exp.plugins import start_ranks
-from orpo_exp.run_folder import RunOrder
 from orpo_exp.tracking.jsonl import read_metrics
 
 pytestmark = pytest.mark.parallel
@@ -28,31 +24,17 @@ NOT_COMPARED = {"split", "time", "pairs_per_second", "tokens_per_second"}
 
 @pytest.fixture(scope="module")
 def curves(tmp_path_factory) -> Path:
-    """Folders <split>/<loss>: three steps, the last on 5 of the 21 pairs, which leaves one of two ranks without one.
-
-    All losses of a split run in the same processes: to start them takes longer than to train.
-    """
+    """Folders <split>/<loss>: three steps, the last on 5 of the 21 pairs, which leaves one of two ranks without one."""
     folder = tmp_path_factory.mktemp("curves")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
         (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in uneven_rows(24)))
-        orders = [order_of(loss) for loss in LOSSES]
+        overrides = {loss: [*BASE, f"loss={loss}", f"optimizer.lr={LR.get(loss, 1e-2)}"] for loss in LOSSES}
         for split, (ranks, size) in SPLITS.items():
-            of_split = [split_otherwise(order, folder / split, size) for order in orders]
-            assert start_ranks(ranks, run_all, of_split) == 0
+            train_all(ranks, size, overrides, folder / split)
     return folder
-
-
-def order_of(loss: str) -> RunOrder:
-    overrides = [*BASE, f"loss={loss}", f"optimizer.lr={LR.get(loss, 1e-2)}"]
-    return check(compose(overrides, None), overrides)
-
-
-def split_otherwise(order: RunOrder, folder: Path, size: int) -> RunOrder:
-    config = replace(order.config, train=replace(order.config.train, micro_batch_size=size))
-    return replace(order, config=config, folder=folder / config.choices["loss"])
 
 
 @pytest.mark.parametrize("loss", LOSSES)
