@@ -171,6 +171,8 @@ def reason(state: State, result: Mapping[str, Any], job_id: str | None) -> str |
     heartbeat = result.get("heartbeat")
     last = f"{datetime.fromtimestamp(heartbeat):%Y-%m-%d %H:%M:%S}" if heartbeat else "at an unknown time"
     lines = str(result.get("error") or "no reason given").strip().splitlines()
+    if state is State.killed and not result:
+        return f"its job {job_id} ended before the run wrote anything; logs/ may say why"
     return {
         State.missing: "never started",
         State.queued: f"waits in Slurm's queue as job {job_id or result.get('job_id')}",

@@ -24,7 +24,7 @@ class State(StrEnum):
     """What has become of a point.
 
     missing: never started. queued: Slurm holds its job back. interrupted: it was asked to stop and saved.
-    killed: its result.json says running, but nothing runs it any more.
+    killed: its result.json says running, but nothing runs it any more; or its job left Slurm and there is none.
     """
 
     missing = "missing"
@@ -123,7 +123,7 @@ def state_of(folder: Path, job_id: str | None, queue: Queue) -> State:
     if job and (result is None or (job_id and job_id != written_by)):  # its job began, and has not come to write yet
         return State.running
     if result is None:
-        return State.missing
+        return State.missing if job_id is None or queue is None else State.killed
     if result["status"] == "running":
         return State.running if alive(result, queue) else State.killed
     return State(result["status"])

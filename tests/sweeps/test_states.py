@@ -7,7 +7,9 @@ import time
 import pytest
 from sweeps.builder import DEAD, result
 
+from orpo_exp.sweeps.results import reason
 from orpo_exp.sweeps.states import (
+    State,
     Sweep,
     SweepPoint,
     process_started,
@@ -30,9 +32,12 @@ def folder(tmp_path):
     return tmp_path / "point"
 
 
-def test_without_a_result_a_point_is_missing_queued_or_just_beginning(folder):
+def test_without_a_result_a_point_is_missing_queued_just_beginning_or_killed(folder):
     assert state_of(folder, None, None) == "missing"
-    assert state_of(folder, "7_0", {"7_1": "PENDING"}) == "missing"
+    assert state_of(folder, None, {"7_1": "PENDING"}) == "missing"
+    assert state_of(folder, "7_0", None) == "missing"
+    assert state_of(folder, "7_0", {"7_1": "PENDING"}) == "killed"
+    assert reason(State.killed, {}, "7_0") == "its job 7_0 ended before the run wrote anything; logs/ may say why"
     assert state_of(folder, "7_0", {"7_0": "PENDING"}) == "queued"
     assert state_of(folder, "7_0", {"7_0": "RUNNING"}) == "running"
 
