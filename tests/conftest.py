@@ -13,8 +13,8 @@ torch.set_num_threads(1)  # the models are tiny
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """As many tests at a time as there are cores; one at a time of those that start several processes themselves."""
-    return 0 if config.option.markexpr in ("parallel", "slurm") else len(os.sched_getaffinity(0))
+    """How many tests run at a time: one for each core, fewer where each starts processes of its own."""
+    return {"parallel": 2, "slurm": 0}.get(config.option.markexpr, len(os.sched_getaffinity(0)))
 
 
 @pytest.fixture(autouse=True)

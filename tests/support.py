@@ -87,7 +87,7 @@ def start_run(
     )  # fmt: skip
 
 
-def wait_for_end(process: subprocess.Popen[str], code: int = 0, timeout: float = 180) -> str:
+def wait_for_end(process: subprocess.Popen[str], code: int = 0, timeout: float = 300) -> str:
     """The output of a process that is to end with this exit code."""
     try:
         output, _ = process.communicate(timeout=timeout)
@@ -97,7 +97,7 @@ def wait_for_end(process: subprocess.Popen[str], code: int = 0, timeout: float =
     return output
 
 
-def killed_at(step: int, process: subprocess.Popen[str], folder: Path, timeout: float = 180) -> None:
+def killed_at(step: int, process: subprocess.Popen[str], folder: Path, timeout: float = 300) -> None:
     """SIGKILL a run and all its ranks as soon as a step is logged."""
     deadline = time.monotonic() + timeout
     metrics = folder / "metrics.jsonl"

@@ -54,14 +54,13 @@ def test_torchrun_ranks_share_one_folder(tmp_path, pairs_file):
     assert (folder / "rank-1.log").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_all_ranks_cleanly(tmp_path, pairs_file, number):
+def test_a_signal_ends_all_ranks_cleanly(tmp_path, pairs_file):
     folder = tmp_path / "run"
     arguments = [*OWN, "processes=2", "train.max_steps=100000", "train.epochs=null", f"hydra.run.dir={folder}"]
     process = start_run(tmp_path, *arguments)
     wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) > 3, process)
-    process.send_signal(number)
-    output = wait_for_end(process, code=128 + number, timeout=60)
+    process.send_signal(signal.SIGTERM)
+    output = wait_for_end(process, code=128 + signal.SIGTERM, timeout=60)
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
     assert "Traceback" not in output
     wait_for(lambda: not alive(process.pid))

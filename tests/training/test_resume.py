@@ -1,29 +1,18 @@
 """Runs that are cut off and go on: the same numbers as one that was left alone, to the last bit."""
 
-import errno
 import json
 import os
-import re
 import signal
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 from support import numbers, uneven_rows
+from training.short_run import BASE, result
 
-from orpo_exp import experiment
 from orpo_exp.cli import main
 from orpo_exp.plugins.ddp import DDP
-from orpo_exp.tracking.jsonl import Jsonl
 from orpo_exp.training import Loop
-from orpo_exp.training.checkpoints import Checkpoints, listed_checkpoints
 
-# 22 training pairs in batches of 8: steps 3 and 6 end an epoch with a short batch
-BASE = [
-    "+experiment=orpo", "model=tiny", "data=json", "data.path=pairs.jsonl", "data.eval_size=2", "tracker=[]",
-    "train.epochs=3", "train.max_steps=8", "train.global_batch_size=8", "train.eval_every=4", "train.save_every=2",
-    "train.samples=1", "train.sample_tokens=4", "optimizer.lr=1e-3",
-]  # fmt: skip
 VARIANTS = {
     "adaptive lambda": ["lam_schedule=balanced"],
     "dropout": ["model.dropout=0.2"],
@@ -35,11 +24,6 @@ SLOW = pytest.mark.slow  # the others cover the same lines
 MARKS = {"momentum": SLOW, "frozen reference": SLOW}
 
 
-@pytest.fixture(autouse=True)
-def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(experiment, "draw_plots", lambda folder: None)
-
-
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """The numbers of a run of BASE that is left alone."""
@@ -49,14 +33,6 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
         (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in uneven_rows(24)))
         assert main([*BASE, f"hydra.run.dir={place / 'run'}"]) == 0
     return numbers(place / "run")
-
-
-def result(folder: Path) -> dict:
-    return json.loads((folder / "result.json").read_text())
-
-
-def steps_saved(folder: Path) -> list[int]:
-    return [step for step, _ in listed_checkpoints(folder / "checkpoints")]
 
 
 @pytest.fixture
@@ -168,55 +144,6 @@ def test_a_run_cut_off_before_its_first_checkpoint_begins_again(run, pairs_file,
     cut_off(0)
     run(*BASE)
     assert numbers(folder) == expected
-
-
-def test_a_full_disk_is_told_and_leaves_the_last_checkpoint_whole(run, pairs_file, monkeypatch):
-    save = DDP.save
-
-    def full(self, folder, reference):
-        if "00000004" in folder.name:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return save(self, folder, reference)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(DDP, "save", full)
-        folder = run(*BASE, code=1)
-    assert re.search("the checkpoint of step 4 could not be written.*No space left", result(folder)["error"])
-    assert "Traceback" not in (folder / "run.log").read_text()
-    assert steps_saved(folder) == [2]
-    run(*BASE)
-    assert "resumed at step 2" in (folder / "run.log").read_text()
-
-
-def test_numbers_that_cannot_be_written_end_the_run(run, pairs_file, monkeypatch):
-    log = Jsonl.log
-
-    def full(self, step, split, metrics):
-        if step == 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        log(self, step, split, metrics)
-
-    monkeypatch.setattr(Jsonl, "log", full)
-    folder = run(*BASE, code=1)
-    assert "No space left" in result(folder)["error"]
-    assert steps_saved(folder) == [2]
-
-
-def test_the_newest_and_the_best_checkpoints_stay(run, pairs_file, monkeypatch):
-    losses = {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0}
-    note = Checkpoints.note
-    monkeypatch.setattr(Checkpoints, "note", lambda self, step, metrics: note(self, step, {"loss": losses[step]}))
-    best = ["train.keep_best=2", "train.best_metric=loss", "train.best_direction=min"]
-    folder = run(*BASE, *best, "train.eval_every=2", "train.save_every=3", "train.keep_last=1")
-    # saved at 2 (best so far), 3, 4 (best), 6 (both); 8 is neither
-    assert steps_saved(folder) == [4, 6]
-    state = json.loads((folder / "checkpoints" / "latest" / "state.json").read_text())
-    assert state["best"] == [[4, 1.0], [6, 2.0]]
-
-
-def test_an_unknown_metric_to_choose_by_is_refused(run, pairs_file):
-    folder = run(*BASE, "train.keep_best=1", "train.best_metric=acuracy", code=2)
-    assert "rewards/accuracy" in result(folder)["error"]
 
 
 def test_a_completed_run_is_left_alone(run, pairs_file, capsys):

@@ -1,0 +1,72 @@
+"""Which checkpoints are kept, and what happens where one cannot be written."""
+
+import errno
+import json
+import re
+import resource
+
+from training.short_run import BASE, result, steps_saved
+
+from orpo_exp.plugins.ddp import DDP
+from orpo_exp.tracking.jsonl import Jsonl
+from orpo_exp.training.checkpoints import Checkpoints
+
+
+def test_a_full_disk_is_told_and_leaves_the_last_checkpoint_whole(run, pairs_file, monkeypatch):
+    save = DDP.save
+
+    def full(self, folder, reference):
+        if "00000004" in folder.name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(self, folder, reference)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DDP, "save", full)
+        folder = run(*BASE, code=1)
+    assert re.search("the checkpoint of step 4 could not be written.*No space left", result(folder)["error"])
+    assert steps_saved(folder) == [2]
+    run(*BASE)
+    assert "resumed at step 2" in (folder / "run.log").read_text()
+
+
+def test_a_file_that_grows_too_large_fails_like_a_full_disk(run, pairs_file):
+    """The limit on a file's size stands in for a full disk: safetensors' own writer meets it."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+    try:
+        folder = run(*BASE, code=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "the checkpoint of step 2 could not be written" in result(folder)["error"]
+    assert "Traceback" not in (folder / "run.log").read_text()
+
+
+def test_numbers_that_cannot_be_written_end_the_run(run, pairs_file, monkeypatch):
+    log = Jsonl.log
+
+    def full(self, step, split, metrics):
+        if step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        log(self, step, split, metrics)
+
+    monkeypatch.setattr(Jsonl, "log", full)
+    folder = run(*BASE, code=1)
+    assert "No space left" in result(folder)["error"]
+    assert steps_saved(folder) == [2]
+
+
+def test_the_newest_and_the_best_checkpoints_stay(run, pairs_file, monkeypatch):
+    losses = {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0}
+    note = Checkpoints.note
+    monkeypatch.setattr(Checkpoints, "note", lambda self, step, metrics: note(self, step, {"loss": losses[step]}))
+    best = ["train.keep_best=2", "train.best_metric=loss", "train.best_direction=min"]
+    folder = run(*BASE, *best, "train.eval_every=2", "train.save_every=3", "train.keep_last=1")
+    # saved at 2 (best so far), 3, 4 (best), 6 (both); 8 is neither
+    assert steps_saved(folder) == [4, 6]
+    state = json.loads((folder / "checkpoints" / "latest" / "state.json").read_text())
+    assert state["best"] == [[4, 1.0], [6, 2.0]]
+
+
+def test_an_unknown_metric_to_choose_by_is_refused(run, pairs_file):
+    folder = run(*BASE, "train.keep_best=1", "train.best_metric=acuracy", code=2)
+    assert "rewards/accuracy" in result(folder)["error"]
