@@ -5,6 +5,7 @@ import math
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 
 import pytest
 from sweeps.builder import DEAD, make_run, make_sweep
@@ -185,17 +186,25 @@ def test_a_metric_other_than_accuracy_decides_where_there_is_none(tmp_path):
     assert "Best by loss (lower is better): model=a" in write_summary(folder).text
 
 
-def test_the_summary_waits_for_the_lock(tmp_path):
-    folder = lambda_sweep(tmp_path / "sweep", {"0": (0.5, None)})
+@contextmanager
+def behind_the_lock(folder, entry):
+    """Somebody else has the lock during the block, and `entry` waits for it in a thread."""
     with (folder / ".summary.lock").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
-        waiting = threading.Thread(target=write_summary, args=(folder,))
+        waiting = threading.Thread(target=entry, args=(folder,))
         waiting.start()
         waiting.join(0.5)
         assert waiting.is_alive()
+        yield
+    waiting.join(30)
+    assert not waiting.is_alive()
+
+
+def test_the_summary_waits_for_the_lock(tmp_path):
+    folder = lambda_sweep(tmp_path / "sweep", {"0": (0.5, None)})
+    with behind_the_lock(folder, write_summary):
         assert not (folder / "summary.md").exists()
         make_run(folder / "loss.lam=0,seed=1", {"rewards/accuracy": 0.6})  # ends meanwhile, and is seen
-    waiting.join(30)
     assert [row["state"] for row in rows(folder)] == ["completed", "completed"]
 
 
@@ -204,16 +213,10 @@ def test_points_that_end_together_leave_it_to_the_one_that_waits(tmp_path, monke
     read: list[int] = []
     summarise = summary.summarise
     monkeypatch.setattr(summary, "summarise", lambda *given: (read.append(1), summarise(*given)))
-    with (folder / ".summary.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        waiting = threading.Thread(target=point_ended, args=(folder,))
-        waiting.start()
-        waiting.join(0.5)
-        assert waiting.is_alive()
+    with behind_the_lock(folder, point_ended):
         make_run(folder / "loss.lam=0,seed=1", {"rewards/accuracy": 0.6})
         point_ended(folder)  # returns at once
         assert not read
-    waiting.join(30)
     assert read == [1]
     assert [row["state"] for row in rows(folder)] == ["completed", "completed", "missing"]
     make_run(folder / "loss.lam=1,seed=0", {"rewards/accuracy": 0.6})
