@@ -36,10 +36,17 @@ class Registry(Generic[C]):
         self._class_of: dict[type, type[C]] = {}
 
     def register(self, name: str) -> Callable[[type[C]], type[C]]:
-        """Class decorator: make the class known as `name`. Raises ValueError where the name is taken."""
+        """Class decorator: make the class known as `name`.
+
+        Raises ValueError where the name is taken, or where the class has no `Config` of its own: an inherited one
+        would make this component of what was configured as the other.
+        """
 
         def keep(component: type[C]) -> type[C]:
-            config = component.Config  # type: ignore[attr-defined]
+            config = vars(component).get("Config")
+            if config is None:
+                problem = f"{self.group} {name!r}: {component.__name__} has no Config of its own"
+                raise ValueError(f"{problem}; give it a nested dataclass, which may inherit from another one's")
             config.__name__ = f"{component.__name__}Config"  # so that errors name the component
             store = ConfigStore.instance()
             if f"{name}.yaml" in store.repo.get("schema", {}).get(self.group, {}):

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from orpo_exp.cli import main
+from orpo_exp.registry import Registry
 from orpo_exp.tracking.jsonl import read_metrics
 
 LOSS = """
@@ -73,3 +75,21 @@ def test_a_folder_that_is_not_there_is_refused(monkeypatch, capfd):
     monkeypatch.setenv("ORPO_EXP_PATH", "nowhere")
     assert main(["--help"]) == 2
     assert "ORPO_EXP_PATH" in capfd.readouterr().err
+
+
+def test_a_component_needs_a_name_and_a_configuration_of_its_own():
+    class First:
+        @dataclass
+        class Config:
+            size: int = 1
+
+    class Second(First):
+        pass
+
+    registry: Registry = Registry("test_outside")
+    registry.register("first")(First)
+    with pytest.raises(ValueError, match="Second has no Config of its own"):
+        registry.register("second")(Second)
+    assert registry.of(First.Config()) is First
+    with pytest.raises(ValueError, match="'first' is registered twice"):
+        registry.register("first")(First)

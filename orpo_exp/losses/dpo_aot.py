@@ -1,5 +1,6 @@
 """Alignment by optimal transport: distributions of log-ratios over the global batch, compared by sorting."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -32,8 +33,27 @@ def sorted_up(values: Tensor) -> Tensor:
     return values.sort(stable=True).values
 
 
+class SortedLoss(ReferenceLoss):
+    """What both share: ranks of the global batch are compared, and so all pairs are needed at once."""
+
+    config: AOTConfig
+
+    @property
+    def scope(self) -> Scope:
+        """All pairs at once."""
+        return Scope.batch
+
+    @abstractmethod
+    def gaps(self, scores: PairScores) -> Tensor:
+        """How far the i-th smallest value lies above the one it should exceed, [pairs]."""
+
+    def pair_losses(self, scores: PairScores) -> Tensor:
+        """See ReferenceLoss; the entries are ranks of the batch, not pairs."""
+        return smoothed(self.config.beta * self.gaps(scores), self.config.label_smoothing)
+
+
 @LOSSES.register("aot")
-class AOT(ReferenceLoss):
+class AOT(SortedLoss):
     """Distributional alignment of the pairs' margins (Melnyk et al. 2024, arXiv 2406.05882, paired).
 
         -(1 - eps) log sigmoid(beta d) - eps log sigmoid(-beta d)
@@ -47,21 +67,13 @@ class AOT(ReferenceLoss):
     class Config(AOTConfig):
         """See AOTConfig."""
 
-    config: Config
-
-    @property
-    def scope(self) -> Scope:
-        """All pairs at once."""
-        return Scope.batch
-
-    def pair_losses(self, scores: PairScores) -> Tensor:
-        """See ReferenceLoss; the entries are ranks of the batch, not pairs."""
-        delta = sorted_up(scores.policy_margin) - sorted_up(scores.reference_margin)
-        return smoothed(self.config.beta * delta, self.config.label_smoothing)
+    def gaps(self, scores: PairScores) -> Tensor:
+        """Margins of the policy over those of the reference."""
+        return sorted_up(scores.policy_margin) - sorted_up(scores.reference_margin)
 
 
 @LOSSES.register("aot_unpaired")
-class AOTUnpaired(ReferenceLoss):
+class AOTUnpaired(SortedLoss):
     """Distributional alignment of chosen against rejected answers (Melnyk et al. 2024, arXiv 2406.05882, unpaired).
 
     As AOT with d = sort(w_c) - sort(w_r): which chosen answer belongs to which rejected one plays no part.
@@ -71,14 +83,6 @@ class AOTUnpaired(ReferenceLoss):
     class Config(AOTConfig):
         """See AOTConfig."""
 
-    config: Config
-
-    @property
-    def scope(self) -> Scope:
-        """All pairs at once."""
-        return Scope.batch
-
-    def pair_losses(self, scores: PairScores) -> Tensor:
-        """See ReferenceLoss; the entries are ranks of the batch, not pairs."""
-        delta = sorted_up(scores.chosen_logratio) - sorted_up(scores.rejected_logratio)
-        return smoothed(self.config.beta * delta, self.config.label_smoothing)
+    def gaps(self, scores: PairScores) -> Tensor:
+        """Log-ratios of the chosen answers over those of the rejected ones."""
+        return sorted_up(scores.chosen_logratio) - sorted_up(scores.rejected_logratio)
