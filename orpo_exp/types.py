@@ -137,6 +137,15 @@ class TokenLogps:
         squared = None if self.log_squared is None else self.log_squared[start:end]
         return TokenLogps(self.values[start:end], self.lengths[first:last], squared)
 
+    def select(self, places: Tensor) -> "TokenLogps":
+        """The pairs at these places, (n,) int64, in this order."""
+        lengths = self.lengths[places]
+        starts = (self.lengths.cumsum(0) - self.lengths)[places]
+        shift = starts - (lengths.cumsum(0) - lengths)  # from a token's place in the selection to its place here
+        tokens = (torch.arange(int(lengths.sum())) + shift.repeat_interleave(lengths)).to(self.values.device)
+        squared = None if self.log_squared is None else self.log_squared[tokens]
+        return TokenLogps(self.values[tokens], lengths, squared)
+
     def to(self, device: torch.device) -> "TokenLogps":
         """The same on another device."""
         squared = None if self.log_squared is None else self.log_squared.to(device)
@@ -177,6 +186,10 @@ class PairLogps:
     def slice(self, first: int, last: int) -> "PairLogps":
         """The pairs first .. last - 1."""
         return PairLogps.from_spans({span: logps.slice(first, last) for span, logps in self.by_span().items()})
+
+    def select(self, places: Tensor) -> "PairLogps":
+        """The pairs at these places, (n,) int64, in this order."""
+        return PairLogps.from_spans({span: logps.select(places) for span, logps in self.by_span().items()})
 
     def to(self, device: torch.device) -> "PairLogps":
         """The same on another device."""

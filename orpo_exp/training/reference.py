@@ -6,7 +6,7 @@ Frozen and cached references give the same numbers; they differ in memory and ti
 import hashlib
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -26,6 +26,7 @@ from orpo_exp.types import Batch, Need, PairLogps, Span, TokenizedPair, TokenLog
 log = logging.getLogger(__name__)
 
 TRAIN, HELD_OUT = "train", "held_out"
+Draws = Callable[[], Iterator[list[TokenizedPair]]]  # all pairs of a split, some at a time, as often as it is called
 
 
 @dataclass
@@ -119,41 +120,45 @@ class Cached(Reference):
     config: Config
 
     def begin(self, data: TokenizedData, train_pairs: int, micro_batch_size: int) -> None:
-        """Score every pair once, or read what an earlier run has scored."""
-        pairs = {TRAIN: data.train(range(train_pairs)), HELD_OUT: data.held_out}
-        path = Path(self.config.folder).expanduser() / f"{self._fingerprint(pairs)}.safetensors"
+        """Score every pair once, or read what an earlier run has scored.
+
+        Pairs are drawn some at a time, and what is kept of them is flat: memory stays that of a loss without reference.
+        """
+        size = 64 * micro_batch_size * self.plugin.data_parallel_size
+        held_out = data.held_out
+        draws: dict[str, Draws] = {
+            TRAIN: lambda: (data.train(range(i, min(i + size, train_pairs))) for i in range(0, train_pairs, size)),
+            HELD_OUT: lambda: (held_out[i : i + size] for i in range(0, len(held_out), size)),
+        }
+        path = Path(self.config.folder).expanduser() / f"{self._fingerprint(draws)}.safetensors"
         here = self.plugin.sum(torch.tensor([float(path.exists())]))
         tensors = _read(path) if int(here) == self.plugin.data_parallel_size else None
         if tensors is None:
-            log.info("scoring %d pairs under the reference policy", sum(map(len, pairs.values())))
+            log.info("scoring %d pairs under the reference policy", train_pairs + len(held_out))
             tensors = {}
-            for split, of_split in pairs.items():
-                tensors |= self._score(split, of_split, micro_batch_size)
+            for split, draw in draws.items():
+                tensors |= self._score(split, draw, micro_batch_size)
             if self.plugin.is_main:
                 _write(path, tensors)
-        self.of_row = {split: _by_row(split, tensors) for split in pairs}
+        self.scored = {split: Scored.of(split, tensors) for split in draws}
 
     def logps(self, split: str, pairs: Sequence[TokenizedPair], micro_batches: Sequence[Batch]) -> PairLogps:
         """See Reference."""
-        of_row = self.of_row[split]
-        if not pairs:
-            return next(iter(of_row.values())).slice(0, 0)
-        return PairLogps.concatenate([of_row[pair.row] for pair in pairs])
+        return self.scored[split].find([pair.row for pair in pairs])
 
-    def _fingerprint(self, pairs: dict[str, list[TokenizedPair]]) -> str:
+    def _fingerprint(self, draws: Mapping[str, Draws]) -> str:
         run_by = f"{type(self.plugin).__name__} {self.plugin.config} {sorted(need.name for need in self.needs)}"
         digest = hashlib.sha256(f"{self.plugin.weights_digest()} {run_by}".encode())
-        for of_split in pairs.values():
-            digest_pairs(digest, of_split)
+        for draw in draws.values():
+            for pairs in draw():
+                digest_pairs(digest, pairs)
         return digest.hexdigest()[:32]
 
-    def _score(self, split: str, pairs: list[TokenizedPair], micro_batch_size: int) -> dict[str, Tensor]:
+    def _score(self, split: str, draw: Draws, micro_batch_size: int) -> dict[str, Tensor]:
         """Every rank scores its share and gets the whole."""
         plugin, parts, rows = self.plugin, [], []
-        chunk = 64 * micro_batch_size * plugin.data_parallel_size
-        for start in range(0, len(pairs), chunk):
-            of_chunk = pairs[start : start + chunk]
-            shares = share(of_chunk, micro_batch_size, plugin.data_parallel_size, plugin.data_parallel_rank)
+        for pairs in draw():
+            shares = share(pairs, micro_batch_size, plugin.data_parallel_size, plugin.data_parallel_rank)
             own = plugin.score([self.layout.collate(part, self.needs) for part in shares])
             parts.append(gather_logps(plugin, own)[0])
             rows += plugin.gather(torch.tensor([pair.row for part in shares for pair in part], dtype=torch.int64))
@@ -163,16 +168,31 @@ class Cached(Reference):
         return tensors
 
 
-def _by_row(split: str, tensors: dict[str, Tensor]) -> dict[int, PairLogps]:
-    """Each pair's log-probabilities by its row; taken apart once, for every step looks pairs up."""
-    rows = tensors[f"{split}/rows"].tolist()
-    spans = [span for span in Span if f"{split}/{span.name}/values" in tensors]
-    lengths = {span: tensors[f"{split}/{span.name}/lengths"] for span in spans}
-    values = {span: tensors[f"{split}/{span.name}/values"].split(lengths[span].tolist()) for span in spans}
-    return {
-        row: PairLogps.from_spans({span: TokenLogps(values[span][i], lengths[span][i : i + 1]) for span in spans})
-        for i, row in enumerate(rows)
-    }
+@dataclass(frozen=True)
+class Scored:
+    """Log-probabilities of many pairs, looked up by row. rows: (pairs,) int64 in ascending order; place: where in
+    `logps` each of them is."""
+
+    rows: Tensor
+    place: Tensor
+    logps: PairLogps
+
+    @staticmethod
+    def of(split: str, tensors: Mapping[str, Tensor]) -> "Scored":
+        """A split's part of what was scored, or read."""
+        spans = {
+            span: TokenLogps(tensors[f"{split}/{span.name}/values"], tensors[f"{split}/{span.name}/lengths"])
+            for span in Span
+            if f"{split}/{span.name}/values" in tensors
+        }
+        return Scored(*tensors[f"{split}/rows"].sort(), PairLogps.from_spans(spans))
+
+    def find(self, rows: Sequence[int]) -> PairLogps:
+        """The log-probabilities of the pairs of these rows, in this order."""
+        wanted = torch.tensor(rows, dtype=torch.int64)
+        found = torch.searchsorted(self.rows, wanted)
+        assert torch.equal(self.rows[found], wanted), "every pair was scored before training"
+        return self.logps.select(self.place[found])
 
 
 def _read(path: Path) -> dict[str, Tensor]:
