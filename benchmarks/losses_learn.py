@@ -40,7 +40,7 @@ CHANGED: dict[str, list[str]] = {
     # answers are judged one by one: a small beta also keeps both off the flat ends of the sigmoid
     "kto": ["loss.beta=0.05", "optimizer.lr=7e-4"],  # 0.78
     "apo_zero": ["loss.beta=0.05", "optimizer.lr=7e-4"],  # 0.71
-    "aot_unpaired": ["loss.beta=0.03", "optimizer.lr=5e-4"],  # 0.67
+    "aot_unpaired": ["loss.beta=0.003", "optimizer.lr=7e-4"],  # 0.67
 }
 
 
