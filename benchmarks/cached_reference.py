@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,7 +72,10 @@ def measured(steps: int, folder: Path) -> dict[str, tuple[float, int]]:
         whole = [sys.executable, "-m", "orpo_exp", *command]
         runs.append(subprocess.Popen(whole, cwd=ROOT, env=variables, stdout=subprocess.DEVNULL))
     try:
-        if sum(run.wait() for run in runs):
+        # where one has failed, the others would wait for their turn for ever
+        while any(run.poll() is None for run in runs) and not any(run.returncode for run in runs):
+            time.sleep(0.2)
+        if any(run.returncode for run in runs):
             raise RuntimeError("a run failed; what it said is above")
     finally:
         for run in runs:

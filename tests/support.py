@@ -125,13 +125,18 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def train_all(ranks: int, micro_batch_size: int, overrides: Mapping[str, Sequence[str]], folder: Path) -> None:
-    """Train each command line into folder/<name>, all in the same processes, for starting some takes seconds."""
-    orders = []
-    for name, given in overrides.items():
-        order = check(compose([*given, f"train.micro_batch_size={micro_batch_size}"], None), given)
-        orders.append(replace(order, folder=folder / name))
-    assert start_ranks(ranks, run_all, orders) == 0
+def order_of(*overrides: str) -> RunOrder:
+    """A command line, composed and checked."""
+    return check(compose(list(overrides), None), list(overrides))
+
+
+def train_all(ranks: int, micro_batch_size: int, orders: Mapping[str, RunOrder], folder: Path) -> None:
+    """Train each order into folder/<name>, all in the same processes, for starting some takes seconds."""
+    split = []
+    for name, order in orders.items():
+        train = replace(order.config.train, micro_batch_size=micro_batch_size)
+        split.append(replace(order, config=replace(order.config, train=train), folder=folder / name))
+    assert start_ranks(ranks, run_all, split) == 0
 
 
 def run_all(place: Place, orders: Sequence[RunOrder]) -> int:

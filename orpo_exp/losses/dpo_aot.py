@@ -45,7 +45,7 @@ class SortedLoss(ReferenceLoss):
 
     @abstractmethod
     def gaps(self, scores: PairScores) -> Tensor:
-        """How far the i-th smallest value lies above the one it should exceed, [pairs]."""
+        """How far the i-th smallest value lies above the one it should exceed, (pairs,) float64."""
 
     def pair_losses(self, scores: PairScores) -> Tensor:
         """See ReferenceLoss; the entries are ranks of the batch, not pairs."""

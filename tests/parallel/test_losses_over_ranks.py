@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from support import train_all, uneven_rows
+from support import order_of, train_all, uneven_rows
 
 from orpo_exp.tracking.jsonl import read_metrics
 
@@ -31,9 +31,9 @@ def curves(tmp_path_factory) -> Path:
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
         (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in uneven_rows(24)))
-        overrides = {loss: [*BASE, f"loss={loss}", f"optimizer.lr={LR.get(loss, 1e-2)}"] for loss in LOSSES}
+        orders = {loss: order_of(*BASE, f"loss={loss}", f"optimizer.lr={LR.get(loss, 1e-2)}") for loss in LOSSES}
         for split, (ranks, size) in SPLITS.items():
-            train_all(ranks, size, overrides, folder / split)
+            train_all(ranks, size, orders, folder / split)
     return folder
 
 

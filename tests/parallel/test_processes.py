@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import children, start_run, train_all, wait_for_end
+from support import children, order_of, start_run, train_all, wait_for_end
 
 from orpo_exp.tracking.jsonl import read_metrics
 
@@ -32,8 +32,9 @@ def test_the_same_curve_on_1_2_and_4_processes(tmp_path, pairs_file, monkeypatch
     """22 training pairs in batches of 8: the short batch of 6 leaves two of four ranks without a pair in a round."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     optimizers = ("adamw", "sgd")
+    orders = {name: order_of(*OWN, f"optimizer={name}") for name in optimizers}
     for count, size in MICRO.items():
-        train_all(count, size, {name: [*OWN, f"optimizer={name}"] for name in optimizers}, tmp_path / str(count))
+        train_all(count, size, orders, tmp_path / str(count))
     for optimizer in optimizers:
         one, *others = (rows(tmp_path / str(count) / optimizer) for count in MICRO)
         assert [row["step"] for row in one] == [0, *range(1, 21), 20]
@@ -54,13 +55,14 @@ def test_torchrun_ranks_share_one_folder(tmp_path, pairs_file):
     assert (folder / "rank-1.log").exists()
 
 
-def test_a_signal_ends_all_ranks_cleanly(tmp_path, pairs_file):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_all_ranks_cleanly(tmp_path, pairs_file, number):
     folder = tmp_path / "run"
     arguments = [*OWN, "processes=2", "train.max_steps=100000", "train.epochs=null", f"hydra.run.dir={folder}"]
     process = start_run(tmp_path, *arguments)
     wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) > 3, process)
-    process.send_signal(signal.SIGTERM)
-    output = wait_for_end(process, code=128 + signal.SIGTERM, timeout=60)
+    process.send_signal(number)
+    output = wait_for_end(process, code=128 + number, timeout=60)
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
     assert "Traceback" not in output
     wait_for(lambda: not alive(process.pid))

@@ -180,7 +180,7 @@ def test_a_failed_point_stops_no_other_and_is_run_again(tmp_path):
 
 @pytest.mark.parallel
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
-    command = ["--multirun", *TINY, "train.max_steps=60", "seed=0,1", "hydra.launcher.parallel=1"]
+    command = ["--multirun", *TINY, "train.max_steps=150", "seed=0,1", "hydra.launcher.parallel=1"]
     folder = tmp_path / "sweeps" / "quickstart" / "s"
     process = start_run(tmp_path, *command)
     deadline = time.monotonic() + 120
@@ -196,7 +196,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
     assert states(folder) == [State.completed] * 2
     first = next(folder.glob("seed=0_*"))
     assert "resumed at step" in (first / "run.log").read_text()
-    assert [row["step"] for row in numbers(first) if row["split"] == "train"] == list(range(1, 61))
+    assert [row["step"] for row in numbers(first) if row["split"] == "train"] == list(range(1, 151))
 
 
 @pytest.mark.parallel

@@ -24,12 +24,13 @@ def test_a_full_disk_is_told_and_leaves_the_last_checkpoint_whole(run, pairs_fil
         patch.setattr(DDP, "save", full)
         folder = run(*BASE, code=1)
     assert re.search("the checkpoint of step 4 could not be written.*No space left", result(folder)["error"])
+    assert "Traceback" not in (folder / "run.log").read_text()
     assert steps_saved(folder) == [2]
     run(*BASE)
     assert "resumed at step 2" in (folder / "run.log").read_text()
 
 
-def test_a_file_that_grows_too_large_fails_like_a_full_disk(run, pairs_file):
+def test_a_file_that_grows_too_large_fails_like_a_full_disk(run, pairs_file, capsys):
     """The limit on a file's size stands in for a full disk: safetensors' own writer meets it."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
@@ -37,8 +38,10 @@ def test_a_file_that_grows_too_large_fails_like_a_full_disk(run, pairs_file):
         folder = run(*BASE, code=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result(folder)["status"] == "failed"
     assert "the checkpoint of step 2 could not be written" in result(folder)["error"]
     assert "Traceback" not in (folder / "run.log").read_text()
+    assert "Traceback" not in "".join(capsys.readouterr())
 
 
 def test_numbers_that_cannot_be_written_end_the_run(run, pairs_file, monkeypatch):

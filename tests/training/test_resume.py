@@ -11,6 +11,7 @@ from training.short_run import BASE, result
 
 from orpo_exp.cli import main
 from orpo_exp.plugins.ddp import DDP
+from orpo_exp.tracking.jsonl import read_metrics
 from orpo_exp.training import Loop
 
 VARIANTS = {
@@ -225,3 +226,4 @@ def test_requeues_and_time_are_counted_over_all_attempts(run, pairs_file, cut_of
     run(*BASE)  # the same job, started again by Slurm: what it left as running is its own
     assert result(folder)["requeues"] == 1
     assert result(folder)["wall_time_seconds"] > first["wall_time_seconds"]
+    assert len(read_metrics(folder / "metrics.jsonl")) == len(numbers(folder))
