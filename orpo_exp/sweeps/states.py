@@ -12,6 +12,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 SWEEP, RESULT = "sweep.json", "result.json"
 STALE_SECONDS = 600.0  # a heartbeat older than this is a dead run's, where nothing better can be known
 CLOCK_SECONDS = 5.0  # what two clocks of one machine may differ by
@@ -152,11 +154,7 @@ def how_many(states: Iterable[State]) -> str:
 def process_started(pid: int) -> float | None:
     """When a process of this machine began, in seconds since 1970; None where it has ended."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-        boot = Path("/proc/stat").read_text(encoding="utf-8").partition("\nbtime ")[2].split()[0]
-    except (OSError, IndexError):
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
         return None
-    state, *fields = stat.rpartition(")")[2].split()  # the name before it may hold anything
-    if state in "ZX":
-        return None
-    return float(boot) + int(fields[18]) / os.sysconf("SC_CLK_TCK")
