@@ -1,21 +1,20 @@
 """What a run finds in its folder, and where it goes on: nothing yet, a completed run, or one to be resumed."""
 
 import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError  # type: ignore[import-untyped]
 
-from orpo_exp.run_folder import RunOrder, slurm_job_id
+from orpo_exp.config import resolved
+from orpo_exp.run_folder import AUTO, NEVER, RunOrder
 from orpo_exp.schema import ConfigError, flat
-from orpo_exp.sweeps.states import alive, read_result, slurm_queue
-from orpo_exp.training.checkpoints import MANIFEST, newest_valid, verify
+from orpo_exp.sweeps.states import alive, own_job_id, own_job_was_requeued, read_result, slurm_queue
+from orpo_exp.training.checkpoints import MANIFEST, listed_checkpoints, newest_valid, verify
 
 log = logging.getLogger(__name__)
-
-AUTO, NEVER = "auto", "never"
 
 
 def has_work(order: RunOrder) -> bool:
@@ -23,29 +22,28 @@ def has_work(order: RunOrder) -> bool:
 
     Raises ConfigError where the folder holds another run, one that is still running, or any where `resume=never`.
     """
-    given = order.config.resume
-    if given not in (AUTO, NEVER) and not given_checkpoints(Path(given)):
-        raise ConfigError(
-            "resume", given, "auto, never, a run's folder or one of its checkpoints", "Look for checkpoints/step-*."
-        )
+    given, where = order.config.resume, str(order.folder)
+    if given not in (AUTO, NEVER):
+        refuse_unusable(Path(given), order.folder)
     result = read_result(order.folder)
     if result is None:
         return True
-    where = str(order.folder)
-    if given == NEVER:
+    requeued = own_job_was_requeued() and result.get("job_id") == own_job_id()
+    if given == NEVER and not requeued:
         allowed = "a folder without a run in it, because of resume=never"
         raise ConfigError("hydra.run.dir", where, allowed, "Choose another, or move that run away.")
-    again = result.get("job_id") is not None and result["job_id"] == slurm_job_id(os.environ)  # Slurm starts it again
-    if result["status"] == "running" and not again and alive(result, slurm_queue()):
+    if result["status"] == "running" and alive(result, slurm_queue()):
         running = f"it is running on {result.get('host')} as process {result.get('pid')}"
         raise ConfigError(
             "hydra.run.dir", where, f"a folder whose run has ended; {running}", "Wait for it, or stop it."
         )
-    config = order.folder / "config.yaml"
-    if not config.exists():
-        allowed = "the folder of a run, with its config.yaml, or a new one"
-        raise ConfigError("hydra.run.dir", where, allowed, "Choose another.")
-    if changed := differences(OmegaConf.to_container(OmegaConf.load(config)), order):
+    try:
+        former = OmegaConf.to_container(OmegaConf.load(order.folder / "config.yaml"))
+    except (OSError, YAMLError) as error:
+        allowed = f"the folder of a run, with its config.yaml, or a new one; here {type(error).__name__}: {error}"
+        raise ConfigError("hydra.run.dir", where, allowed, "Choose another.") from error
+    same = result.get("config_hash") == order.config.config_hash
+    if not same and (changed := differences(former, order)):
         allowed = f"the settings that the run in it began with; different are {', '.join(changed)}"
         raise ConfigError("hydra.run.dir", where, allowed, "Give the same settings, or another folder.")
     return bool(result["status"] != "completed")
@@ -58,9 +56,9 @@ def find_checkpoint(order: RunOrder, about: Mapping[str, Any]) -> tuple[str | No
     A run that was given another's checkpoint and has saved some itself since goes on from its own.
     Raises ValueError for a checkpoint that is damaged, or of a run with other settings, data or plugin.
     """
-    own, given = order.folder / "checkpoints", order.config.resume
-    found = newest_valid(own)
-    if given not in (AUTO, NEVER) and (found is None or Path(given).resolve().is_relative_to(own.resolve())):
+    given = order.config.resume
+    found = newest_valid(order.folder / "checkpoints")
+    if found is None and given not in (AUTO, NEVER):
         path = Path(given).resolve()
         found = newest_valid(path / "checkpoints") if (path / "checkpoints").is_dir() else (path, verify(path))
     if found is None:
@@ -82,17 +80,30 @@ def find_checkpoint(order: RunOrder, about: Mapping[str, Any]) -> tuple[str | No
     return str(checkpoint), manifest["step"]
 
 
-def given_checkpoints(path: Path) -> bool:
-    """Whether a path is a checkpoint, or a run's folder with some."""
-    return (path / MANIFEST).is_file() or any((path / "checkpoints").glob("step-*"))
+def refuse_unusable(given: Path, folder: Path) -> None:
+    """Refuse with ConfigError a `resume` that is no checkpoint and no run with some, or that lies in the run's own
+    folder. One that the run has long gone on from need not be there any more."""
+    if given.resolve().is_relative_to(folder.resolve()):
+        do = "To go back, begin in a new folder with hydra.run.dir; to go on, leave resume out."
+        raise ConfigError("resume", str(given), "auto, never, or another run's checkpoint", do)
+    there = (given / MANIFEST).is_file() or listed_checkpoints(given / "checkpoints")
+    if not there and not listed_checkpoints(folder / "checkpoints"):
+        allowed = "auto, never, a run's folder or one of its checkpoints"
+        raise ConfigError("resume", str(given), allowed, "Look for checkpoints/step-*.")
 
 
 def differences(former: Any, order: RunOrder) -> list[str]:
-    """The settings that can change a number and are not what they were, each with both values."""
+    """The settings that can change a number and are not what they were, each with both values.
+
+    former: the run's settings as they were; those of them that change no number are passed over.
+    """
     was, now = flat(former), flat(order.config.numeric())
+    idle = flat(resolved(order.config)).keys() - now.keys()
+    parts = {key.partition(".")[0] for key in now}
+    gone = [key for key in was.keys() - now.keys() - idle if key.partition(".")[0] in parts]
     absent = object()
     return [
-        f"{key} (was {was.get(key, 'not there')}, is now {value})"
-        for key, value in now.items()
-        if was.get(key, absent) != value
+        f"{key} (was {was.get(key, 'not there')}, is now {now.get(key, 'not there')})"
+        for key in [*now, *sorted(gone)]
+        if was.get(key, absent) != now.get(key, absent)
     ]

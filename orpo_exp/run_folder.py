@@ -8,7 +8,6 @@ import shlex
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ import torch
 from omegaconf import OmegaConf
 
 from orpo_exp.config import RunConfig, resolved
-from orpo_exp.sweeps.states import RESULT, read_result, write_atomically
+from orpo_exp.sweeps.states import RESULT, own_job_id, own_job_was_requeued, read_result, write_atomically
 
 PACKAGES = ("orpo-exp", "torch", "colossalai", "transformers", "datasets", "hydra-core")
 HEARTBEAT_SECONDS = 10.0
+AUTO, NEVER = "auto", "never"  # what `resume` may say instead of a path
 
 
 class RunFolder:
@@ -39,10 +39,10 @@ class RunFolder:
     def begin(self, config: RunConfig, overrides: list[str], world_size: int) -> None:
         """Make the folder and say that the run is running; of an earlier attempt, time and requeues are counted on."""
         self.path.mkdir(parents=True, exist_ok=True)
-        former, job_id = read_result(self.path) or {}, slurm_job_id(os.environ)
+        former, job_id = read_result(self.path) or {}, own_job_id()
         self._earlier = former.get("wall_time_seconds", 0.0)
-        requeued = job_id is not None and former.get("job_id") == job_id
-        OmegaConf.save(resolved(config), self.path / "config.yaml")
+        requeued = job_id is not None and former.get("job_id") == job_id and own_job_was_requeued()
+        write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
         self.result = {
             "status": "running",
             "error": None,
@@ -85,13 +85,6 @@ class RunFolder:
         elapsed = self._earlier + self._written - self._started
         self.result |= values | {"heartbeat": self._written, "wall_time_seconds": elapsed}
         write_atomically(self.path / RESULT, json.dumps(self.result, indent=2) + "\n")
-
-
-def slurm_job_id(environment: Mapping[str, str]) -> str | None:
-    """The Slurm job this process belongs to, `123_0` for an array's task; None outside Slurm."""
-    if "SLURM_ARRAY_JOB_ID" in environment:
-        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    return environment.get("SLURM_JOB_ID")
 
 
 def git_state() -> dict[str, Any] | None:
@@ -142,6 +135,7 @@ class RunOrder:
 
     @property
     def resume_command(self) -> str:
-        """The command line that goes on with this run."""
-        kept = [o for o in self.overrides if o.partition("=")[0] not in ("hydra.run.dir", "resume")]
+        """The command line that goes on with this run. One that began at another run's checkpoint still may have to."""
+        left_out = ("hydra.run.dir", *(["resume"] if self.config.resume == NEVER else []))
+        kept = [o for o in self.overrides if o.partition("=")[0] not in left_out]
         return shlex.join(["python", "-m", "orpo_exp", *self.options, *kept, f"hydra.run.dir={self.folder}"])

@@ -260,5 +260,5 @@ def load_optimizer_tensors(optimizer: Optimizer, tensors: Mapping[str, Tensor]) 
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, _, name = key.partition("/")
-        state.setdefault(int(number), {})[name] = value
+        state.setdefault(int(number), {})[name] = value.clone()  # a file read by mapping could not be removed for good
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

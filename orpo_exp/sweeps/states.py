@@ -113,6 +113,18 @@ def slurm_queue() -> dict[str, str] | None:
     return dict(line.split(maxsplit=1) for line in done.stdout.splitlines() if line.strip())
 
 
+def own_job_id() -> str | None:
+    """The Slurm job this process belongs to, `123_0` for an array's task; None outside Slurm."""
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ.get("SLURM_JOB_ID")
+
+
+def own_job_was_requeued() -> bool:
+    """Whether Slurm has started this process's job before."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+
+
 def state_of(folder: Path, job_id: str | None, queue: Queue) -> State:
     """What has become of the point in a folder. job_id: the job it was last submitted as; queue: see slurm_queue."""
     result = read_result(folder)
@@ -134,12 +146,15 @@ def state_of(folder: Path, job_id: str | None, queue: Queue) -> State:
 def alive(result: Mapping[str, Any], queue: Queue) -> bool:
     """Whether something still runs a run whose result.json says running.
 
-    Its process is looked for where this is its machine; else its Slurm job, else the age of its heartbeat decides.
+    Its process is looked for where this is its machine; else its Slurm job, else the age of its heartbeat decides. What
+    a job left on another machine before it was requeued is dead, although the job, which asks, is not.
     """
     heartbeat = result.get("heartbeat") or 0.0
     if result.get("host") == socket.gethostname():
         started = process_started(int(result.get("pid") or 0))
         return started is not None and started <= heartbeat + CLOCK_SECONDS  # else the number was given away again
+    if result.get("job_id") and result["job_id"] == own_job_id():
+        return not own_job_was_requeued()
     if result.get("job_id") and queue is not None:
         return result["job_id"] in queue
     return time.time() - heartbeat <= STALE_SECONDS

@@ -65,7 +65,7 @@ class Checkpoints:
         self.best: list[tuple[int, float]] = []
         if plugin.is_main:
             for left in folder.glob(".step-*"):  # by a kill in the middle of saving or removing
-                shutil.rmtree(left)
+                shutil.rmtree(left, ignore_errors=True)
 
     def check_metric(self, evaluation: Mapping[str, float]) -> None:
         """Refuse with ValueError a metric to choose by that evaluations do not have."""
@@ -85,51 +85,66 @@ class Checkpoints:
     def save(self, step: int, state: Mapping[str, Any]) -> None:
         """Write the checkpoint of a step beside its place, move it there, then let go of what need not be kept.
 
-        Raises NotSaved on the rank that could not write.
+        Raises NotSaved on all ranks where one of them could not write.
         """
         beside, place = self.folder / f".step-{step:08d}.partial", self.folder / f"step-{step:08d}"
+        main = self.plugin.is_main
+
+        def write_own() -> dict[str, Any]:
+            return {name: fingerprint(beside / name) for name in self.plugin.save(beside, self.reference)}
+
+        def put_in_place() -> None:
+            write_json(beside / STATE, {**state, "best": self.best, "best_by": self._best_by})
+            files = {**written, STATE: fingerprint(beside / STATE)}
+            write_json(beside / MANIFEST, {"format": FORMAT, "step": step, **self.about, "files": files})
+            replace_folder(beside, place)
+
         try:
-            if self.plugin.is_main:
-                beside.mkdir(parents=True)
-            self.plugin.barrier()
-            own = self.plugin.save(beside, self.reference)
-            written = self.plugin.exchange(json.dumps({name: fingerprint(beside / name) for name in own}))
-            if self.plugin.is_main:
-                write_json(beside / STATE, {**state, "best": self.best})
-                files = {name: of for part in written for name, of in json.loads(part).items()}
-                files[STATE] = fingerprint(beside / STATE)
-                write_json(beside / MANIFEST, {"format": FORMAT, "step": step, **self.about, "files": files})
-                replace_folder(beside, place)
-                self._point_to(place)
-                self._let_go(step)
-        except (OSError, SafetensorError) as error:
+            self._together(lambda: beside.mkdir(parents=True) if main else None)
+            written = {name: of for own in self._together(write_own) for name, of in own.items()}
+            self._together(lambda: put_in_place() if main else None)
+        except OSError as error:
             shutil.rmtree(beside, ignore_errors=True)  # a full disk has the room back
             raise NotSaved(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}. "
                 f"The one before it is intact. Make room (or lower train.keep_last) and go on from there."
             ) from error
-        self.plugin.barrier()
+        if main:
+            self._tidy(step, place)
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
         """Give the plugin its part of a checkpoint that was found whole; the rest of the state."""
         self.plugin.load(checkpoint, self.reference)
         state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        self.best = [(int(step), float(value)) for step, value in state.pop("best")][: self.keep.best]
+        best, by = state.pop("best"), state.pop("best_by")
+        if by == self._best_by:  # values of another metric say nothing of this one
+            self.best = [(int(step), float(value)) for step, value in best][: self.keep.best]
         return state
 
-    def _point_to(self, place: Path) -> None:
-        beside = self.folder / f".{LATEST}.partial"
-        beside.unlink(missing_ok=True)
-        beside.symlink_to(place.name)
-        beside.replace(self.folder / LATEST)
+    def _together(self, work: Callable[[], Any]) -> list[Any]:
+        return together(self.plugin, work, OSError, SafetensorError)
 
-    def _let_go(self, step: int) -> None:
-        """Remove checkpoints up to this step that are neither among the newest nor the best."""
-        steps = [number for number, _ in listed_checkpoints(self.folder) if number <= step]
-        kept = {*steps[-self.keep.last :], *(number for number, _ in self.best)}
-        for number in steps:
-            if number not in kept:
-                remove_folder(self.folder / f"step-{number:08d}")
+    @property
+    def _best_by(self) -> list[Any]:
+        return [self.keep.metric, self.keep.sign]
+
+    def _tidy(self, step: int, place: Path) -> None:
+        """Point `latest` to the checkpoint of this step; remove those up to it that are neither among the newest nor
+        the best. The checkpoint is whole: what fails here ends no run."""
+        try:
+            beside, latest = self.folder / f".{LATEST}.partial", self.folder / LATEST
+            beside.unlink(missing_ok=True)
+            beside.symlink_to(place.name)
+            if latest.is_dir() and not latest.is_symlink():  # some ways to copy a run make a folder of it
+                shutil.rmtree(latest)
+            beside.replace(latest)
+            steps = [number for number, _ in listed_checkpoints(self.folder) if number <= step]
+            kept = {*steps[-self.keep.last :], *(number for number, _ in self.best)}
+            for number in steps:
+                if number not in kept:
+                    remove_folder(self.folder / f"step-{number:08d}")
+        except OSError as error:
+            log.warning("%s is not as it should be, but its checkpoints are whole: %s", self.folder, error)
 
 
 def listed_checkpoints(folder: Path) -> list[tuple[int, Path]]:
@@ -212,15 +227,22 @@ def remove_folder(place: Path) -> None:
     shutil.rmtree(going)
 
 
+def together(plugin: Plugin, work: Callable[[], Any], *failures: type[Exception]) -> list[Any]:
+    """What each rank's work comes to, in plain JSON types, by rank.
+
+    A failure of one of these kinds on any rank is raised on all of them, as one of the first kind: none waits in vain.
+    """
+    try:
+        told = {"done": work()}
+    except failures as error:
+        told = {"error": str(error)}
+    by_rank = [json.loads(text) for text in plugin.exchange(json.dumps(told))]
+    for rank in by_rank:
+        if "error" in rank:
+            raise failures[0](rank["error"])
+    return [rank["done"] for rank in by_rank]
+
+
 def from_main(plugin: Plugin, find: Callable[[], Any]) -> Any:
     """What the main rank finds, in plain JSON types; its ValueError is raised on every rank."""
-    found: dict[str, Any] = {}
-    if plugin.is_main:
-        try:
-            found = {"value": find()}
-        except ValueError as error:
-            found = {"error": str(error)}
-    told = json.loads(plugin.exchange(json.dumps(found))[0])
-    if "error" in told:
-        raise ValueError(told["error"])
-    return told["value"]
+    return together(plugin, lambda: find() if plugin.is_main else None, ValueError)[0]

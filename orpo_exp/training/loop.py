@@ -72,7 +72,7 @@ class Loop:
         if self.step == 0:
             self.weight = self.lam_schedule.weight(1)
             self.evaluate()
-            self.checkpoints.check_metric(self.eval_metrics)
+        self.checkpoints.check_metric(self.eval_metrics)
         self.speed.since_last()
         while self.step < self.max_steps and not self.stopped_by:
             self.step += 1

@@ -5,6 +5,8 @@ Frozen and cached references give the same numbers; they differ in memory and ti
 
 import hashlib
 import logging
+import os
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -206,6 +208,6 @@ def _write(path: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".tmp")
+    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # others may write the same now
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
     beside.replace(path)

@@ -4,11 +4,14 @@ import errno
 import json
 import re
 import resource
+import shutil
 
+from support import numbers
 from training.short_run import BASE, result, steps_saved
 
 from orpo_exp.plugins.ddp import DDP
 from orpo_exp.tracking.jsonl import Jsonl
+from orpo_exp.training import checkpoints
 from orpo_exp.training.checkpoints import Checkpoints
 
 
@@ -45,14 +48,7 @@ def test_a_file_that_grows_too_large_fails_like_a_full_disk(run, pairs_file, cap
 
 
 def test_numbers_that_cannot_be_written_end_the_run(run, pairs_file, monkeypatch):
-    log = Jsonl.log
-
-    def full(self, step, split, metrics):
-        if step == 3:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        log(self, step, split, metrics)
-
-    monkeypatch.setattr(Jsonl, "log", full)
+    monkeypatch.setattr(Jsonl, "log", failing_at(3, Jsonl.log))
     folder = run(*BASE, code=1)
     assert "No space left" in result(folder)["error"]
     assert steps_saved(folder) == [2]
@@ -67,9 +63,54 @@ def test_the_newest_and_the_best_checkpoints_stay(run, pairs_file, monkeypatch):
     # saved at 2 (best so far), 3, 4 (best), 6 (both); 8 is neither
     assert steps_saved(folder) == [4, 6]
     state = json.loads((folder / "checkpoints" / "latest" / "state.json").read_text())
-    assert state["best"] == [[4, 1.0], [6, 2.0]]
+    assert (state["best"], state["best_by"]) == ([[4, 1.0], [6, 2.0]], ["loss", -1.0])
 
 
 def test_an_unknown_metric_to_choose_by_is_refused(run, pairs_file):
     folder = run(*BASE, "train.keep_best=1", "train.best_metric=acuracy", code=2)
     assert "rewards/accuracy" in result(folder)["error"]
+
+
+def test_a_resumed_run_may_choose_by_another_metric_but_not_an_unknown_one(run, pairs_file, monkeypatch):
+    best = ["train.keep_best=1", "train.eval_every=2"]
+    stopped = ["train.save_every=4", "train.keep_last=1"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Jsonl, "log", failing_at(7, Jsonl.log))
+        folder = run(*BASE, *best, *stopped, "train.best_metric=logps/chosen", code=1)
+    run(*BASE, *best, *stopped, "train.best_metric=acuracy", code=2)
+    assert "rewards/accuracy" in result(folder)["error"]
+    run(*BASE, *best, *stopped, "train.best_metric=loss", "train.best_direction=min")
+    (kept,) = json.loads((folder / "checkpoints" / "latest" / "state.json").read_text())["best"]
+    evaluations = {row["step"]: row["loss"] for row in numbers(folder) if row["split"] == "eval"}
+    assert kept[1] == evaluations[kept[0]]
+
+
+def failing_at(step, log):
+    def fail(self, at, split, metrics):
+        if at == step:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        log(self, at, split, metrics)
+
+    return fail
+
+
+def test_a_copy_in_which_latest_became_a_folder_goes_on(run, pairs_file, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Jsonl, "log", failing_at(3, Jsonl.log))
+        folder = run(*BASE, code=1)
+    latest = folder / "checkpoints" / "latest"
+    latest.unlink()
+    shutil.copytree(folder / "checkpoints" / "step-00000002", latest)
+    run(*BASE)
+    assert latest.resolve().name == "step-00000008"
+    assert steps_saved(folder) == [6, 8]
+
+
+def test_what_fails_after_a_checkpoint_is_whole_ends_no_run(run, pairs_file, monkeypatch):
+    def refuse(place):
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setattr(checkpoints, "remove_folder", refuse)
+    folder = run(*BASE)
+    assert steps_saved(folder) == [2, 4, 6, 8]
+    assert "checkpoints are whole" in (folder / "run.log").read_text()

@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from orpo_exp.plugins.ddp import DDP
 from orpo_exp.tracking.jsonl import read_metrics
+from orpo_exp.training import reference
 
 BASE = (
     "model=tiny", "data=json", "data.path=pairs.jsonl", "data.eval_size=4", "train.global_batch_size=8",
@@ -98,3 +101,22 @@ def test_the_mismatched_answers_are_the_next_pairs(run, pairs_file):
     result = json.loads((run(*with_reference("frozen", "loss=kto", "train.max_steps=2")) / "result.json").read_text())
     assert result["eval"]["kl"] >= 0
     assert torch.isfinite(torch.tensor(result["eval"]["loss"]))
+
+
+def test_two_runs_may_write_the_same_log_probabilities_at_once(tmp_path, monkeypatch):
+    path, tensors = tmp_path / "references.safetensors", {"rows": torch.arange(3)}
+    save, own = safetensors.torch.save_file, os.getpid()
+
+    def interrupted(content, file):
+        save(content, file)
+        if os.getpid() == own:  # another process writes them too, between this one's two steps
+            child = os.fork()
+            if child == 0:
+                reference._write(path, content)
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+
+    monkeypatch.setattr(safetensors.torch, "save_file", interrupted)
+    reference._write(path, tensors)
+    assert torch.equal(safetensors.torch.load_file(path)["rows"], tensors["rows"])
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]

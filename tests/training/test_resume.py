@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from support import numbers, uneven_rows
@@ -173,6 +175,40 @@ def test_another_setting_is_refused_by_name_and_one_without_influence_is_not(run
     run(*BASE, "train.micro_batch_size=3", "train.save_every=0")
 
 
+def test_a_part_of_a_loss_that_is_gone_is_refused_by_name(run, pairs_file, cut_off, capsys):
+    cut_off(4)
+    run(*BASE, "loss=combined", code=1)
+    cut_off(0)
+    run(*BASE, "loss=combined", "~loss.parts.sft", "~loss.weights.sft", code=2)
+    assert "loss.weights.sft (was 1.0, is now not there)" in capsys.readouterr().err
+    run(*BASE, "loss=combined", "tracker=[tensorboard]")
+
+
+@pytest.mark.parametrize("text", ["", "loss: {lam: 0.1", None])
+def test_a_config_yaml_that_is_lost_is_told(run, pairs_file, cut_off, capsys, text):
+    cut_off(4)
+    folder = run(*BASE, code=1)
+    if text is None:
+        (folder / "config.yaml").unlink()
+    else:
+        (folder / "config.yaml").write_text(text)
+    (folder / "result.json").write_text("{")  # nor does this say any more which settings there were
+    run(*BASE, code=2)
+    told = capsys.readouterr().err
+    assert "hydra.run.dir" in told
+    assert "Traceback" not in told
+
+
+def test_config_yaml_is_replaced_at_once(run, pairs_file, cut_off):
+    cut_off(4)
+    folder = run(*BASE, code=1)
+    os.link(folder / "config.yaml", folder / "former.yaml")
+    cut_off(0)
+    run(*BASE)
+    assert (folder / "former.yaml").stat().st_nlink == 1
+    assert (folder / "former.yaml").read_text() == (folder / "config.yaml").read_text()
+
+
 def test_other_data_under_the_same_name_are_refused(run, pairs_file, cut_off):
     cut_off(4)
     folder = run(*BASE, code=1)
@@ -201,6 +237,57 @@ def test_a_run_can_go_on_from_another_ones_checkpoint(run, pairs_file, capsys):
     assert not (folder.parent / "none").exists()
 
 
+def test_what_began_at_another_ones_checkpoint_goes_on_without_it(run, pairs_file, cut_off, capsys):
+    whole = run(*BASE, folder="whole")
+    given = f"resume={whole}/checkpoints/step-00000006"
+    cut_off(7)
+    folder = run(*BASE, given, folder="branch", code=1)  # before a checkpoint of its own
+    assert given in capsys.readouterr().out.replace("\n", "")
+    cut_off(8)
+    run(*BASE, given, "train.save_every=1", folder="branch", code=1)
+    shutil.rmtree(whole)
+    cut_off(0)
+    run(*BASE, given, folder="branch")
+    assert [row["step"] for row in numbers(folder)] == [7, 8, 8]
+
+
+def test_a_run_does_not_go_back_in_its_own_folder(run, pairs_file, cut_off, capsys):
+    cut_off(7)
+    folder = run(*BASE, code=1)
+    for given in (folder, folder / "checkpoints" / "step-00000004"):
+        run(*BASE, f"resume={given}", code=2)
+        assert "begin in a new folder" in capsys.readouterr().err
+
+
+def test_a_job_that_is_requeued_goes_on_although_it_was_to_begin_anew(run, pairs_file, cut_off, monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    cut_off(7)
+    run(*BASE, "resume=never", code=1)
+    cut_off(0)
+    run(*BASE, "resume=never", code=2)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    folder = run(*BASE, "resume=never")
+    assert "resumed at step 6" in (folder / "run.log").read_text()
+
+
+def test_a_resumed_run_holds_no_file_of_its_checkpoint(run, pairs_file, cut_off, monkeypatch):
+    """On some disks a file that is mapped cannot be removed, nor its folder."""
+    cut_off(4)
+    run(*BASE, "data.eval_size=4", code=1)
+    cut_off(0)
+    train_step = Loop.train_step
+    mapped: list[str] = []
+
+    def looking(self):
+        mapped.append(Path("/proc/self/maps").read_text())
+        return train_step(self)
+
+    monkeypatch.setattr(Loop, "train_step", looking)
+    run(*BASE, "data.eval_size=4")
+    assert mapped
+    assert not any("/checkpoints/" in maps for maps in mapped)
+
+
 def test_a_resumed_run_shows_no_step_twice_in_tensorboard(run, pairs_file, cut_off):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -221,9 +308,12 @@ def test_requeues_and_time_are_counted_over_all_attempts(run, pairs_file, cut_of
     folder = run(*BASE, code=1)
     first = result(folder)
     assert (first["job_id"], first["requeues"]) == ("7_3", 0)
-    (folder / "result.json").write_text(json.dumps(first | {"status": "running", "pid": os.getpid()}))
+    left = first | {"status": "running", "host": "elsewhere"}
+    (folder / "result.json").write_text(json.dumps(left))
     cut_off(0)
-    run(*BASE)  # the same job, started again by Slurm: what it left as running is its own
+    run(*BASE, code=2)  # another process of this very job, on another of its nodes, runs it
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    run(*BASE)  # the job was started again by Slurm: what it left as running is dead
     assert result(folder)["requeues"] == 1
     assert result(folder)["wall_time_seconds"] > first["wall_time_seconds"]
     assert len(read_metrics(folder / "metrics.jsonl")) == len(numbers(folder))
