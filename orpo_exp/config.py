@@ -199,7 +199,7 @@ def _check_lam_schedule(config: RunConfig, loss: Loss) -> None:
 def _check_processes(processes: int | None) -> None:
     import torch
 
-    most = max(8, torch.cuda.device_count())
+    most = torch.cuda.device_count() or 8
     if processes is not None and processes > most:
         raise ConfigError("processes", processes, f"1 to {most} on this machine", "For more, use torchrun or Slurm.")
 

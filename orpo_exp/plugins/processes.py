@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -19,6 +20,8 @@ import torch.distributed as dist
 
 # How long the other ranks may take to end by themselves once one has failed, in seconds.
 GRACE_SECONDS = 10.0
+# How long ranks wait for one another: the main one may write a large model meanwhile. NCCL's own limit is 10 minutes.
+PATIENCE = timedelta(hours=1)
 # Ctrl-C; what `kill`, Slurm's scancel and preemption send; what is asked of Slurm as a warning before the time is up
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
@@ -46,9 +49,11 @@ def join_process_group(place: Place, backend: str) -> None:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     elif place.port is not None:
         store = dist.TCPStore("127.0.0.1", place.port, is_master=False)
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size)
+        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=PATIENCE)
     else:
-        dist.init_process_group(backend, init_method="env://", rank=place.rank, world_size=place.world_size)
+        dist.init_process_group(
+            backend, init_method="env://", rank=place.rank, world_size=place.world_size, timeout=PATIENCE
+        )
 
 
 def share_cores(ranks: int) -> None:
@@ -61,7 +66,8 @@ def start_ranks(count: int, entry: Callable[..., int], *arguments: Any) -> int:
     """Run `entry(place, *arguments)` in `count` processes and return the first exit code that is not 0, or 0.
 
     SIGINT, SIGTERM and SIGUSR2 are handed on to every rank, once each. When a rank fails, the others have a grace
-    period to end by themselves before they are ended; when this process dies, the ranks are told by the kernel.
+    period to end by themselves before they are ended, when it was stopped by a signal any time; when this process dies,
+    the ranks are told by the kernel.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
@@ -94,7 +100,7 @@ def _wait(ranks: list[BaseProcess]) -> int:
     while running := [p for p in ranks if p.is_alive()]:
         wait([p.sentinel for p in running], timeout=0.5)
         code = code or next((p.exitcode for p in ranks if p.exitcode), 0)
-        if code and deadline is None:
+        if code and deadline is None and code not in [128 + number for number in STOP_SIGNALS]:
             deadline = time.monotonic() + GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             for process in running:

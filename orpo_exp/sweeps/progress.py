@@ -6,8 +6,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from orpo_exp.sweeps.points import current
 from orpo_exp.sweeps.states import State, read_sweep, slurm_queue, state_of
+from orpo_exp.tracking.console import CONSOLE
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -30,7 +33,7 @@ class Progress:
         if sys.stdout.isatty():
             from rich.live import Live
 
-            self._live = Live(auto_refresh=False)
+            self._live = Live(console=CONSOLE, auto_refresh=False)
             self._live.start()
         return self
 
@@ -53,7 +56,7 @@ class Progress:
             return
         for name, state in (states(self._folder) or self._states).items():
             if self._states.get(name, State.missing) is not state:
-                print(f"{time.strftime('%H:%M:%S')} {name}: {state}", flush=True)
+                CONSOLE.print(Text(f"{time.strftime('%H:%M:%S')} {name}: {state}"), soft_wrap=True)
             self._states[name] = state
 
 
@@ -89,7 +92,7 @@ def follow_run(folder: Path, job_id: str) -> int:
             queue = slurm_queue()
             state = shown if queue is None else state_of(folder, job_id, queue)
             if state is not shown:
-                print(f"{time.strftime('%H:%M:%S')} {folder.name}: {state}", flush=True)
+                CONSOLE.print(Text(f"{time.strftime('%H:%M:%S')} {folder.name}: {state}"), soft_wrap=True)
             if queue is not None and state not in GOING_ON and job_id not in queue:
                 return int(state is not State.completed)
             shown = state

@@ -54,6 +54,10 @@ class Tracker(ABC):
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """The metrics of the global batch at an optimizer step (split "train"), or of the evaluation set ("eval")."""
 
+    def flush(self) -> None:
+        """Called before a checkpoint is written: a run that goes on from there will not log again what came before."""
+        return None
+
     def finish(self, result: Mapping[str, Any]) -> None:
         """Called once at the end, whatever the end was; `result` is what result.json holds."""
         return None
@@ -79,6 +83,10 @@ class Trackers:
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """See Tracker."""
         self.trackers = [t for t in self.trackers if self._works(t, lambda t: t.log(step, split, metrics), t.essential)]
+
+    def flush(self) -> None:
+        """See Tracker."""
+        self.trackers = [t for t in self.trackers if self._works(t, lambda t: t.flush(), t.essential)]
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """See Tracker."""

@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import os
 import re
 import sys
 import time
@@ -24,7 +25,18 @@ from rich.tree import Tree
 from orpo_exp.tracking.base import TRACKERS, RunInfo, Tracker, TrackerConfig
 from orpo_exp.tracking.jsonl import FILE, read_metrics
 
-CONSOLE = Console(highlight=False)  # one for the pages and the log, so that messages appear above the live bar
+
+class Screen(Console):
+    """A console that falls silent where its reader has gone: a training does not end because `| tee` has."""
+
+    def on_broken_pipe(self) -> None:
+        """See rich."""
+        self.quiet = True
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # else Python complains at its end
+
+
+CONSOLE = Screen(highlight=False)  # one for the pages and the log, so that messages appear above the live bar
 ROOT = logging.getLogger("orpo_exp")
 PAGES = logging.getLogger("orpo_exp.pages")  # what was printed already and only the file still has to hear
 
@@ -74,8 +86,9 @@ _handlers: list[logging.Handler] = []
 def setup_logging(folder: Path | None, main: bool, rank: int) -> None:
     """Say where the messages of this process go; a later call replaces an earlier one.
 
-    The main rank has the console (from INFO on) and run.log (everything, with times), another rank only rank-N.log.
-    Without a folder there is no file yet.
+    The main rank has the console (from INFO on) and run.log (everything, with times). Another rank has rank-N.log, and
+    standard error for what made it fail: the main rank may only see that it has gone. Without a folder there is no file
+    yet.
     """
     while _handlers:
         handler = _handlers.pop()
@@ -87,12 +100,15 @@ def setup_logging(folder: Path | None, main: bool, rank: int) -> None:
         screen = ScreenHandler(logging.INFO)
         screen.setFormatter(PlainFormatter())
         _handlers.append(screen)
+    else:
+        failures = logging.StreamHandler()
+        failures.addFilter(lambda record: record.levelno >= logging.ERROR and bool(record.exc_info))
+        failures.setFormatter(PlainFormatter(f"rank {rank}: %(message)s"))
+        _handlers.append(failures)
     if folder is not None:
         file = logging.FileHandler(folder / ("run.log" if main else f"rank-{rank}.log"), encoding="utf-8")
         file.setFormatter(PlainFormatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
         _handlers.append(file)
-    if not _handlers:  # without any, Python prints warnings by itself
-        _handlers.append(logging.NullHandler())
     for handler in _handlers:
         ROOT.addHandler(handler)
 

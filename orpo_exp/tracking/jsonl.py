@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,11 @@ class Jsonl(Tracker):
         record = {"step": step, "split": split, "time": time.time(), **finite}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
+
+    def flush(self) -> None:
+        """Have every line outlast the machine."""
+        assert self._file is not None, "flush() before start()"
+        os.fsync(self._file.fileno())
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Close the file."""

@@ -44,7 +44,12 @@ class TensorBoard(Tracker):
         for name, value in metrics.items():
             self._writer.add_scalar(f"{split}/{name}", value, step)
 
+    def flush(self) -> None:
+        """Write what waits to be written."""
+        assert self._writer is not None, "flush() before start()"
+        self._writer.flush()
+
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Flush and close."""
+        """Write the rest and close."""
         if self._writer is not None:
             self._writer.close()

@@ -137,6 +137,7 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint of this step."""
         with self.speed.paused():
+            self.trackers.flush()
             state = {
                 "step": self.step,
                 "epochs": None if (per_epoch := self.order.steps_per_epoch) is None else self.step / per_epoch,

@@ -57,15 +57,63 @@ def test_torchrun_ranks_share_one_folder(tmp_path, pairs_file):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_all_ranks_cleanly(tmp_path, pairs_file, number):
+    """The main one may take its time, to upload what it has, say."""
     folder = tmp_path / "run"
     arguments = [*OWN, "processes=2", "train.max_steps=100000", "train.epochs=null", f"hydra.run.dir={folder}"]
-    process = start_run(tmp_path, *arguments)
+    slow = module(
+        tmp_path,
+        "import time\n"
+        "from orpo_exp.plugins import processes\n"
+        "from orpo_exp.tracking import Trackers\n"
+        "processes.GRACE_SECONDS = 0.1\n"
+        "finish = Trackers.finish\n"
+        "Trackers.finish = lambda self, result: (time.sleep(3), finish(self, result))\n",
+    )
+    process = start_run(tmp_path, *arguments, environment=slow)
     wait_for(lambda: (folder / "metrics.jsonl").exists() and len(rows(folder)) > 3, process)
     process.send_signal(number)
     output = wait_for_end(process, code=128 + number, timeout=60)
     assert json.loads((folder / "result.json").read_text())["status"] == "interrupted"
+    assert "To go on with this run" in output
     assert "Traceback" not in output
     wait_for(lambda: not alive(process.pid))
+
+
+def test_a_rank_that_cannot_save_tells_all(tmp_path, pairs_file):
+    folder = tmp_path / "run"
+    full = module(
+        tmp_path,
+        "import errno\n"
+        "from orpo_exp.plugins.ddp import DDP\n"
+        "save = DDP.save\n"
+        "def fails(self, folder, reference):\n"
+        "    if self.rank == 1:\n"
+        "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "    return save(self, folder, reference)\n"
+        "DDP.save = fails\n",
+    )
+    arguments = [*OWN, "processes=2", "train.save_every=2", f"hydra.run.dir={folder}"]
+    output = wait_for_end(start_run(tmp_path, *arguments, environment=full), code=1, timeout=60)
+    assert "Traceback" not in output
+    error = json.loads((folder / "result.json").read_text())["error"]
+    assert error.startswith("the checkpoint of step 2 could not be written")
+    assert "No space left on device" in error
+
+
+def test_what_made_another_rank_fail_is_said_aloud(tmp_path, pairs_file):
+    fails = module(
+        tmp_path,
+        "from orpo_exp.plugins.ddp import DDP\n"
+        "prepare = DDP.prepare\n"
+        "def fails(self, *arguments):\n"
+        "    if self.rank == 1:\n"
+        "        raise RuntimeError('out of memory on the second GPU')\n"
+        "    prepare(self, *arguments)\n"
+        "DDP.prepare = fails\n",
+    )
+    output = wait_for_end(start_run(tmp_path, *OWN, "processes=2", environment=fails), code=1, timeout=60)
+    assert "rank 1: the run failed" in output
+    assert "RuntimeError: out of memory on the second GPU" in output
 
 
 def test_a_lost_rank_takes_the_others_with_it(tmp_path, pairs_file):
@@ -80,6 +128,21 @@ def test_a_lost_rank_takes_the_others_with_it(tmp_path, pairs_file):
     assert process.returncode not in (0, 130), output
     assert json.loads((folder / "result.json").read_text())["status"] == "failed"
     wait_for(lambda: not alive(main_rank))
+
+
+def module(tmp_path: Path, text: str) -> dict[str, str]:
+    """A module of the user's own that changes the program, in the ranks too, for they import it to begin."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    begin = (
+        "from orpo_exp import experiment\n"
+        "run_rank = experiment.run_rank\n"
+        "def changed(place, order):\n"
+        "    return run_rank(place, order)\n"
+        "experiment.run_rank = changed\n"
+    )
+    (folder / "changes.py").write_text(text + begin)
+    return {"ORPO_EXP_PATH": str(folder)}
 
 
 def wait_for(condition, process: subprocess.Popen[str] | None = None, timeout: float = 120) -> None:

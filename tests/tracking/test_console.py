@@ -2,6 +2,8 @@ import io
 import logging
 import os
 import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -139,13 +141,42 @@ def test_run_log_holds_what_the_console_said_with_times_and_details(tmp_path, sc
     assert "a detail" in kept
 
 
-def test_another_rank_has_a_file_and_no_console(tmp_path, screen, capfd):
+def test_another_rank_has_a_file_and_says_aloud_only_what_made_it_fail(tmp_path, screen, capfd):
     setup_logging(None, main=False, rank=3)
-    log.error("nobody hears this")
+    log.error("what all ranks say")
     setup_logging(tmp_path, main=False, rank=3)
     log.warning("kept")
     assert (tmp_path / "rank-3.log").read_text().endswith("WARNING kept\n")
     assert screen.getvalue() == "".join(capfd.readouterr())
+    try:
+        raise RuntimeError("out of memory")
+    except RuntimeError:
+        log.exception("the run failed")
+    out, err = capfd.readouterr()
+    assert err.startswith("rank 3: the run failed\nTraceback")
+    assert err.endswith("RuntimeError: out of memory\n")
+    assert "out of memory" in (tmp_path / "rank-3.log").read_text()
+    assert screen.getvalue() == out == ""
+
+
+def test_without_a_reader_the_run_goes_on(tmp_path):
+    """As where `| head -1` has left."""
+    code = f"""
+import logging
+from pathlib import Path
+from orpo_exp.tracking.console import CONSOLE, setup_logging
+setup_logging(Path({str(tmp_path)!r}), main=True, rank=0)
+for number in range(5):
+    CONSOLE.print("a page")
+    logging.getLogger("orpo_exp").warning("message %d", number)
+print("what Python itself has to say")
+"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", code], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "message 4" in (tmp_path / "run.log").read_text()
 
 
 def test_setting_up_again_replaces_and_closes_what_was_there(tmp_path, screen):

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -41,6 +43,20 @@ def test_a_run_that_begins_again_replaces_everything(tmp_path):
     events = read(tmp_path)
     assert [event.value for event in events.Scalars("eval/loss")] == [2.0]
     assert events.Scalars("train/loss") == []
+
+
+def test_what_was_logged_before_a_checkpoint_outlasts_a_kill(tmp_path):
+    child = os.fork()
+    if child == 0:
+        tracker = TensorBoard(TensorBoard.Config())
+        tracker.start(RunInfo(tmp_path, "test", {}, 100))
+        for step in range(1, 101):
+            tracker.log(step, "train", {f"metric {i}": 0.0 for i in range(10)})
+        tracker.flush()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    events = read(tmp_path)
+    assert {len(events.Scalars(f"train/metric {i}")) for i in range(10)} == {100}
 
 
 def test_the_end_of_a_run_that_never_began_is_no_error():

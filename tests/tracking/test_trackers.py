@@ -28,6 +28,9 @@ class Recorder(Tracker):
         if self.fails:
             raise OSError("the disk is full")
 
+    def flush(self):
+        self.seen.append("flush")
+
     def finish(self, result):
         self.seen.append(result["status"])
 
@@ -43,10 +46,11 @@ def test_a_tracker_that_raises_is_reported_once_and_the_others_go_on(tmp_path):
         trackers.start(RunInfo(tmp_path, "test", {}, 2))
         trackers.log(1, "train", {"loss": 1.0})
         trackers.log(2, "train", {"loss": 1.0})
+        trackers.flush()
         trackers.finish({"status": "completed"})
     finally:
         logging.getLogger("orpo_exp.tracking").removeHandler(handler)
-    assert good.seen == ["train 1", "train 2", "completed"]
+    assert good.seen == ["train 1", "train 2", "flush", "completed"]
     assert broken.seen == ["train 1"]
     assert len(messages) == 1
     assert "the disk is full" in messages[0]
