@@ -5,12 +5,14 @@ import hashlib
 import itertools
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, ValueType
 
 from orpo_exp.config import RunConfig
 from orpo_exp.run_folder import RunOrder
@@ -46,7 +48,7 @@ class Plan:
 def combinations(overrides: Sequence[str]) -> list[Combination]:
     """Every combination of the values that the overrides list; the last key varies fastest.
 
-    Raises ConfigError for a range without steps, and for settings of the sweep itself.
+    Raises ConfigError for a range without values, and for settings of the sweep itself.
     """
     choices: dict[str, list[str]] = {}  # an override given twice counts as the later one, as Hydra has it
     swept: dict[str, list[str]] = {}
@@ -58,16 +60,29 @@ def combinations(overrides: Sequence[str]) -> list[Combination]:
         choices[key] = [text]
         if not override.is_sweep_override():
             continue
-        if not override.is_discrete_sweep() or name.startswith(("hydra", "sweep.")):
+        listed = override.is_discrete_sweep() and override.value_type is not ValueType.GLOB_CHOICE_SWEEP
+        if not listed or name.startswith(("hydra", "sweep.")):
             allowed = "one value: only what belongs to a run is swept, and by a list of values or range(...)"
             raise ConfigError(name, text.partition("=")[2], allowed, "Give one value, or a list.")
-        swept[name] = list(override.sweep_string_iterator())
+        swept[name] = values_of(override, name)
         choices[key] = [f"{key}={value}" for value in swept[name]]
     names = [key.lstrip("+") for key in choices]
     return [
         Combination(list(texts), {n: t.partition("=")[2] for n, t in zip(names, texts, strict=True) if n in swept})
         for texts in itertools.product(*choices.values())
     ]
+
+
+def values_of(override: Override, name: str) -> list[str]:
+    """The values that a list or a range stands for. Raises ConfigError where there is none."""
+    try:
+        values = list(override.sweep_string_iterator())
+    except ValueError:  # a step of 0
+        values = []
+    if not values:
+        given = str(override.input_line).partition("=")[2]
+        raise ConfigError(name, given, "a range with at least one value", "Write range(start,stop,step).")
+    return values
 
 
 def sweep_name(configs: Sequence[RunConfig], swept: Sequence[str]) -> str:
@@ -87,14 +102,14 @@ def sweep_name(configs: Sequence[RunConfig], swept: Sequence[str]) -> str:
 def plan(folder: Path, experiment: str, overrides: list[str], orders: Sequence[tuple[Combination, RunOrder]]) -> Plan:
     """What a command's points come to in the sweep's folder: known points are found again, equal ones become one.
 
-    overrides: the command's. Raises ConfigError for a sweep.json that cannot be understood, and where two points would
-    share a folder.
+    overrides: the command's. Raises ConfigError for a sweep.json that cannot be understood, where two points would
+    share a folder, and where only Slurm could say what has become of a point but does not answer.
     """
     try:
         known = read_sweep(folder)
     except ValueError as error:
         raise ConfigError("hydra.sweep.dir", str(folder), "a sweep's folder, or a new one", str(error)) from error
-    numeric = flat(orders[0][1].config.numeric())
+    numeric = {key for _, order in orders for key in flat(order.config.numeric())}
 
     def identity(swept: Mapping[str, str], config_hash: str) -> object:
         """Equal numbers are one point, unless what is swept is of the kind that changes none, e.g. processes."""
@@ -113,6 +128,11 @@ def plan(folder: Path, experiment: str, overrides: list[str], orders: Sequence[t
     swept = list(dict.fromkeys([*(known.swept if known else []), *orders[0][0].swept]))
     sweep = Sweep(experiment, folder.name, swept, overrides, list(points.values()))
     queue = slurm_queue()
+    if queue is None and shutil.which("squeue"):
+        for point in sweep.points:
+            if point.folder in asked and point.job_id and current(folder, point, None) is not State.completed:
+                allowed = f"a sweep of whose jobs Slurm tells; squeue does not answer, and {point.job_id} may be one"
+                raise ConfigError("hydra.sweep.dir", str(folder), allowed, "Give the command again later.")
     states = {p.folder: current(folder, p, queue) for p in sweep.points if p.folder in asked}
     to_run = [asked[name] for name, state in states.items() if state in TO_RUN]
     return Plan(sweep, Counter(states.values()), to_run)

@@ -73,6 +73,18 @@ def test_slurm_without_slurm_is_refused(monkeypatch, capfd):
     assert "login node" in capfd.readouterr().err
 
 
+def test_a_run_whose_job_still_waits_is_not_submitted_again(sbatch, tmp_path, capfd):
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\necho 77 PENDING\n")
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\necho Submitted batch job 77\n")
+    command = [*TOY, SLURM, f"hydra.run.dir={tmp_path / 'run'}"]
+    assert main(command) == 0
+    assert "submitted as job 77" in capfd.readouterr().out
+    assert main(command) == 2
+    assert "77: PENDING" in capfd.readouterr().err
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\n")
+    assert main(command) == 0
+
+
 @pytest.mark.parametrize("option", ["local", "slurm"])
 def test_every_key_of_a_launcher_is_explained(option):
     text = (CONF / f"{option}.yaml").read_text()

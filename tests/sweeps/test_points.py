@@ -43,10 +43,20 @@ def test_an_override_given_twice_counts_as_the_later_one():
     assert [point.overrides for point in combinations(["a=1,2", "b=0", "a=3"])] == [["a=3", "b=0"]]
 
 
-@pytest.mark.parametrize("override", ["loss.lam=interval(0,1)", "hydra.launcher.parallel=1,2", "sweep.name=a,b"])
+@pytest.mark.parametrize(
+    "override",
+    ["loss.lam=interval(0,1)", "hydra.launcher.parallel=1,2", "sweep.name=a,b", "loss=glob(*)"],
+)
 def test_what_cannot_be_swept_is_refused(override):
     with pytest.raises(ConfigError, match="is swept"):
         combinations([override])
+
+
+@pytest.mark.parametrize("values", ["range(5,0)", "range(1,0,0.25)", "range(0,5,0)"])
+def test_a_range_without_values_is_refused(values):
+    with pytest.raises(ConfigError, match="at least one value") as refused:
+        combinations([f"seed={values}"])
+    assert (refused.value.key, refused.value.given) == ("seed", values)
 
 
 def test_the_name_is_that_of_what_is_swept_and_shared():
@@ -134,6 +144,34 @@ def test_a_job_that_slurm_has_not_ended_is_left_alone(tmp_path, monkeypatch):
     assert planned(folder, "seed=7").to_run == []
     monkeypatch.setattr("orpo_exp.sweeps.points.slurm_queue", dict)
     assert len(planned(folder, "seed=7").to_run) == 1
+
+
+@pytest.mark.parametrize(
+    ("point", "refused"), [({}, True), ({"status": "failed"}, True), ({"status": "completed"}, False)]
+)
+def test_while_slurm_does_not_answer_nothing_is_submitted_again(tmp_path, monkeypatch, point, refused):
+    folder = tmp_path / "s"
+    (known,) = planned(folder, "seed=7").sweep.points
+    note_jobs(folder, {known.folder: "12_0"})
+    if point:
+        make_run(folder / known.folder, {}, job_id="12_0", **point)
+    monkeypatch.setattr("orpo_exp.sweeps.points.slurm_queue", lambda: None)
+    monkeypatch.setattr("shutil.which", lambda name: None)  # a machine without Slurm, where the sweep was copied to
+    assert len(planned(folder, "seed=7").to_run) == refused
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    if refused:
+        with pytest.raises(ConfigError, match="squeue"):
+            planned(folder, "seed=7")
+    else:
+        assert planned(folder, "seed=7").to_run == []
+
+
+def test_a_point_is_known_whatever_the_first_one_asked_for_is(tmp_path):
+    """ORPO has no beta, and still it is loss.beta that the known points are told apart by."""
+    folder = tmp_path / "s"
+    known = planned(folder, "loss=dpo", "loss.beta=0.1,0.2").sweep.points
+    assert planned(folder, "loss=orpo,dpo").sweep.points[:2] == known
+    assert len(read_sweep(folder).points) == 3
 
 
 def test_a_sweep_json_that_cannot_be_understood_is_refused(tmp_path):

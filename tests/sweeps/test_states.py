@@ -104,6 +104,16 @@ def test_what_slurm_holds_back_is_queued_unless_it_is_done(folder, word):
     assert state(folder, result("interrupted", job_id="7_0"), None, queue) == "queued"
 
 
+def test_what_a_job_left_on_another_machine_before_it_was_requeued_is_dead(folder, monkeypatch):
+    """A local sweep inside of a batch job, say: squeue knows the job, which is the one that asks."""
+    left = result("running", host="elsewhere", job_id="7", pid=DEAD)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert state(folder, left, None, {"7": "RUNNING"}) == "running"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert state(folder, left, None, {"7": "RUNNING"}) == "killed"
+    assert state(folder, left | {"job_id": "8"}, None, {"8": "RUNNING"}) == "running"
+
+
 def test_a_failed_point_whose_new_job_has_begun_is_running(folder):
     assert state(folder, result("failed", job_id="3_0"), "7_0", {"7_0": "RUNNING"}) == "running"
     assert state(folder, result("failed", job_id="7_0"), "7_0", {"7_0": "COMPLETING"}) == "failed"

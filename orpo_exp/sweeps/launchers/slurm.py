@@ -12,7 +12,7 @@ from orpo_exp.schema import ConfigError, setting
 from orpo_exp.sweeps.job import Entry, Job, SlurmTask
 from orpo_exp.sweeps.launchers.base import LAUNCHERS, Launcher, LauncherConfig
 from orpo_exp.sweeps.progress import follow, follow_run
-from orpo_exp.sweeps.states import read_sweep, write_sweep
+from orpo_exp.sweeps.states import read_sweep, slurm_queue, write_sweep
 
 # submitit counts how often a job ran into its time limit. A run that comes back goes on: no number is too many.
 REQUEUES = 1_000_000
@@ -70,6 +70,7 @@ class Slurm(Launcher):
     def run(self, order: RunOrder, entry: Entry) -> int:
         """See Launcher."""
         folder = order.folder.absolute()
+        refuse_submitted(folder)
         job = SlurmTask(Job(entry, replace(order, folder=folder), None))
         (job_id,) = self.submit(folder / "logs", order.experiment, [job])
         print(
@@ -142,6 +143,16 @@ class Slurm(Launcher):
         # a preempted job comes back also where the cluster's default is to end it; submitit's own wckey is nobody's
         extra = {"requeue": True, **config.additional_parameters}
         return given | {"srun_args": srun, "additional_parameters": extra, "wckey": None, "stderr_to_stdout": True}
+
+
+def refuse_submitted(folder: Path) -> None:
+    """Refuse with ConfigError a run's folder of which a job still waits or runs: two would write there."""
+    queue = slurm_queue() or {}
+    for script in (folder / "logs").glob("*_submission.sh"):  # submitit leaves one for each job
+        job_id = script.name.partition("_")[0]
+        if job_id in queue:
+            allowed = f"a folder of which Slurm has no job; it has {job_id}: {queue[job_id]}"
+            raise ConfigError("hydra.run.dir", str(folder), allowed, f"Wait for it, or stop it: scancel {job_id}.")
 
 
 def note_jobs(folder: Path, ids: Mapping[str, str]) -> None:
