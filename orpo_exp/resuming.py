@@ -37,15 +37,8 @@ def has_work(order: RunOrder) -> bool:
         raise ConfigError(
             "hydra.run.dir", where, f"a folder whose run has ended; {running}", "Wait for it, or stop it."
         )
-    try:
-        former = OmegaConf.to_container(OmegaConf.load(order.folder / "config.yaml"))
-    except (OSError, YAMLError) as error:
-        allowed = f"the folder of a run, with its config.yaml, or a new one; here {type(error).__name__}: {error}"
-        raise ConfigError("hydra.run.dir", where, allowed, "Choose another.") from error
-    same = result.get("config_hash") == order.config.config_hash
-    if not same and (changed := differences(former, order)):
-        allowed = f"the settings that the run in it began with; different are {', '.join(changed)}"
-        raise ConfigError("hydra.run.dir", where, allowed, "Give the same settings, or another folder.")
+    if result.get("config_hash") != order.config.config_hash:
+        refuse_changed(order)
     return bool(result["status"] != "completed")
 
 
@@ -90,6 +83,19 @@ def refuse_unusable(given: Path, folder: Path) -> None:
     if not there and not listed_checkpoints(folder / "checkpoints"):
         allowed = "auto, never, a run's folder or one of its checkpoints"
         raise ConfigError("resume", str(given), allowed, "Look for checkpoints/step-*.")
+
+
+def refuse_changed(order: RunOrder) -> None:
+    """Refuse with ConfigError other settings than those in the config.yaml of the order's folder."""
+    where = str(order.folder)
+    try:
+        former = OmegaConf.to_container(OmegaConf.load(order.folder / "config.yaml"))
+    except (OSError, YAMLError) as error:
+        allowed = f"the folder of a run, with its config.yaml, or a new one; here {type(error).__name__}: {error}"
+        raise ConfigError("hydra.run.dir", where, allowed, "Choose another.") from error
+    if changed := differences(former, order):
+        allowed = f"the settings that the run in it began with; different are {', '.join(changed)}"
+        raise ConfigError("hydra.run.dir", where, allowed, "Give the same settings, or another folder.")
 
 
 def differences(former: Any, order: RunOrder) -> list[str]:

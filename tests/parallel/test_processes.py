@@ -112,8 +112,7 @@ def test_what_made_another_rank_fail_is_said_aloud(tmp_path, pairs_file):
         "DDP.prepare = fails\n",
     )
     output = wait_for_end(start_run(tmp_path, *OWN, "processes=2", environment=fails), code=1, timeout=60)
-    assert "rank 1: the run failed" in output
-    assert "RuntimeError: out of memory on the second GPU" in output
+    assert "rank 1: the run failed: RuntimeError: out of memory on the second GPU" in output
 
 
 def test_a_lost_rank_takes_the_others_with_it(tmp_path, pairs_file):
