@@ -21,10 +21,10 @@ from orpo_exp.plugins import PLUGINS, Place, Plugin
 from orpo_exp.resuming import find_checkpoint, has_work
 from orpo_exp.run_folder import RunFolder, RunOrder, package_versions
 from orpo_exp.tracking import TRACKERS, RunInfo, Trackers
-from orpo_exp.tracking.console import setup_logging
 from orpo_exp.tracking.jsonl import Jsonl
+from orpo_exp.tracking.logs import setup_logging
 from orpo_exp.training import Loop, TrainingDiverged, write_samples
-from orpo_exp.training.checkpoints import Checkpoints, Keep, NotSaved, from_main
+from orpo_exp.training.checkpoints import Checkpoints, Keep, NotSaved, RefusedByMain, from_main
 from orpo_exp.training.reference import REFERENCES
 
 log = logging.getLogger(__name__)
@@ -65,12 +65,13 @@ def run_rank(place: Place, order: RunOrder) -> int:
         log.error("%s", told)
     except ValueError as refused:
         error, code = str(refused), REFUSED
-        log.error("%s", refused)
+        alone = not main and not isinstance(refused, RefusedByMain)
+        log.error("%s", refused, exc_info=alone)
         log.debug("where it happened", exc_info=True)
     except Exception as failure:
         error = "".join(traceback.format_exception(failure))
         if isinstance(failure, OSError) and failure.errno in FULL_DISK:
-            log.error("the disk is full: %s. The last checkpoint is intact.", failure)
+            log.error("the disk is full: %s. The last checkpoint is intact.", failure, exc_info=not main)
             log.debug("where it happened", exc_info=True)
         else:
             log.exception("the run failed")

@@ -74,9 +74,10 @@ def find_checkpoint(order: RunOrder, about: Mapping[str, Any]) -> tuple[str | No
 
 
 def refuse_unusable(given: Path, folder: Path) -> None:
-    """Refuse with ConfigError a `resume` that is no checkpoint and no run with some, or that lies in the run's own
-    folder. One that the run has long gone on from need not be there any more."""
-    if given.resolve().is_relative_to(folder.resolve()):
+    """Refuse with ConfigError a `resume` that is no checkpoint and no run with some, or that is the run's own. One that
+    the run has long gone on from need not be there any more."""
+    own = folder.resolve()
+    if given.resolve() == own or given.resolve().is_relative_to(own / "checkpoints"):
         do = "To go back, begin in a new folder with hydra.run.dir; to go on, leave resume out."
         raise ConfigError("resume", str(given), "auto, never, or another run's checkpoint", do)
     there = (given / MANIFEST).is_file() or listed_checkpoints(given / "checkpoints")

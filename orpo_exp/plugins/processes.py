@@ -66,8 +66,8 @@ def start_ranks(count: int, entry: Callable[..., int], *arguments: Any) -> int:
     """Run `entry(place, *arguments)` in `count` processes and return the first exit code that is not 0, or 0.
 
     SIGINT, SIGTERM and SIGUSR2 are handed on to every rank, once each. When a rank fails, the others have a grace
-    period to end by themselves before they are ended, when it was stopped by a signal any time; when this process dies,
-    the ranks are told by the kernel.
+    period to end by themselves before they are ended; after a signal the main rank may take its time, until a second
+    SIGINT. When this process dies, the ranks are told by the kernel.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
@@ -76,8 +76,8 @@ def start_ranks(count: int, entry: Callable[..., int], *arguments: Any) -> int:
     ]
     for process in ranks:
         process.start()
-    with _handed_on(ranks):
-        code = _wait(ranks)
+    with _handed_on(ranks) as received:
+        code = _wait(ranks, received)
     return code
 
 
@@ -94,13 +94,14 @@ def _rank(place: Place, entry: Callable[..., int], *arguments: Any) -> None:
     sys.exit(entry(place, *arguments))
 
 
-def _wait(ranks: list[BaseProcess]) -> int:
+def _wait(ranks: list[BaseProcess], received: list[int]) -> int:
     code = 0
     deadline: float | None = None
     while running := [p for p in ranks if p.is_alive()]:
         wait([p.sentinel for p in running], timeout=0.5)
         code = code or next((p.exitcode for p in ranks if p.exitcode), 0)
-        if code and deadline is None and code not in [128 + number for number in STOP_SIGNALS]:
+        stopped = code - 128 in STOP_SIGNALS and received.count(signal.SIGINT) < 2
+        if code and deadline is None and not (stopped and ranks[0].is_alive()):
             deadline = time.monotonic() + GRACE_SECONDS
         if deadline is not None and time.monotonic() > deadline:
             for process in running:
@@ -110,15 +111,18 @@ def _wait(ranks: list[BaseProcess]) -> int:
 
 
 @contextlib.contextmanager
-def _handed_on(ranks: list[BaseProcess]) -> Iterator[None]:
+def _handed_on(ranks: list[BaseProcess]) -> Iterator[list[int]]:
+    received: list[int] = []
+
     def hand_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
         for process in ranks:
             if process.pid is not None and process.is_alive():
                 os.kill(process.pid, number)
 
     former = {number: signal.signal(number, hand_on) for number in STOP_SIGNALS}
     try:
-        yield
+        yield received
     finally:
         for number, handler in former.items():
             signal.signal(number, handler)

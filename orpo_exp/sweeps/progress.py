@@ -10,7 +10,7 @@ from rich.text import Text
 
 from orpo_exp.sweeps.points import current
 from orpo_exp.sweeps.states import State, read_sweep, slurm_queue, state_of
-from orpo_exp.tracking.console import CONSOLE
+from orpo_exp.tracking.logs import CONSOLE
 
 if TYPE_CHECKING:
     from rich.live import Live

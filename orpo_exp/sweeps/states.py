@@ -146,16 +146,17 @@ def state_of(folder: Path, job_id: str | None, queue: Queue) -> State:
 def alive(result: Mapping[str, Any], queue: Queue) -> bool:
     """Whether something still runs a run whose result.json says running.
 
-    Its process is looked for where this is its machine; else its Slurm job, else the age of its heartbeat decides. What
-    a job left on another machine before it was requeued is dead, although the job, which asks, is not.
+    Its process is looked for where this is its machine; else its Slurm job, else the age of its heartbeat decides. Of
+    the job that asks it is not said that it lives: what it left on another machine before it was requeued is dead.
     """
     heartbeat = result.get("heartbeat") or 0.0
     if result.get("host") == socket.gethostname():
         started = process_started(int(result.get("pid") or 0))
         return started is not None and started <= heartbeat + CLOCK_SECONDS  # else the number was given away again
-    if result.get("job_id") and result["job_id"] == own_job_id():
-        return not own_job_was_requeued()
-    if result.get("job_id") and queue is not None:
+    own = result.get("job_id") is not None and result["job_id"] == own_job_id()
+    if own and own_job_was_requeued():
+        return False
+    if result.get("job_id") and queue is not None and not own:
         return result["job_id"] in queue
     return time.time() - heartbeat <= STALE_SECONDS
 

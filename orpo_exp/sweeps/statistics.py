@@ -53,7 +53,7 @@ def estimate(values: Sequence[float]) -> Estimate:
         return Estimate(1, mean)
     deviation = statistics.stdev(values)
     if n >= MANY and deviation > 0:
-        return Estimate(n, mean, deviation, *bootstrap(values, mean, deviation), f"bootstrap (BCa), {n} seeds")
+        return Estimate(n, mean, deviation, *bootstrap(values, deviation), f"bootstrap (BCa), {n} seeds")
     half = t_quantile(n - 1) * deviation / math.sqrt(n)
     return Estimate(n, mean, deviation, mean - half, mean + half, f"Student's t, {n} seeds")
 
@@ -80,19 +80,21 @@ def difference(first: Mapping[Any, float], second: Mapping[Any, float]) -> Diffe
     return Difference(mean, n, mean - half, mean + half, "Welch t")
 
 
-def bootstrap(values: Sequence[float], mean: float, deviation: float) -> tuple[float, float]:
+def bootstrap(values: Sequence[float], deviation: float) -> tuple[float, float]:
     """The 95% interval of the mean by bootstrap, bias-corrected and accelerated (Efron 1987); the same at every call.
 
-    mean, deviation: of the values; the deviation is not 0.
+    deviation: of the values, not 0.
     """
     import numpy
     from scipy import stats
 
-    standard = (numpy.asarray(values) - mean) / deviation  # values that hardly differ would drown in rounding
+    # values that hardly differ would drown in rounding; a power of two rounds nothing, for equal means must stay equal
+    scale = 2.0 ** math.floor(math.log2(deviation))
+    standard = (numpy.asarray(values) - values[0]) / scale
     seeded = numpy.random.default_rng(0)
     found = stats.bootstrap([standard], numpy.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, rng=seeded)
     low, high = found.confidence_interval
-    return mean + deviation * float(low), mean + deviation * float(high)
+    return values[0] + scale * float(low), values[0] + scale * float(high)
 
 
 def t_quantile(freedom: float) -> float:

@@ -1,20 +1,17 @@
-"""The screen, and run.log, which keeps what the screen said."""
+"""What the screen shows of a run."""
 
 import atexit
 import io
 import json
-import logging
 import math
-import os
 import re
 import sys
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.filesize import decimal
@@ -25,21 +22,7 @@ from rich.tree import Tree
 
 from orpo_exp.tracking.base import TRACKERS, RunInfo, Tracker, TrackerConfig
 from orpo_exp.tracking.jsonl import FILE, read_metrics
-
-
-class Screen(Console):
-    """A console that falls silent where its reader has gone: a training does not end because `| tee` has."""
-
-    def on_broken_pipe(self) -> None:
-        """See rich."""
-        self.quiet = True
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())  # else Python complains at its end
-
-
-CONSOLE = Screen(highlight=False)  # one for the pages and the log, so that messages appear above the live bar
-ROOT = logging.getLogger("orpo_exp")
-PAGES = logging.getLogger("orpo_exp.pages")  # what was printed already and only the file still has to hear
+from orpo_exp.tracking.logs import CONSOLE, CONTROL, PAGES
 
 CONTENTS = {
     "config.yaml": "the resolved configuration",
@@ -54,78 +37,7 @@ CONTENTS = {
     "run.log": "what the console said",
 }
 STYLES = {"completed": "bold green", "failed": "bold red"}
-MARKS = {logging.WARNING: ("warning: ", "yellow"), logging.ERROR: ("error: ", "bold red")}
 GUIDES = str.maketrans("│├└─", "    ")  # what a tree is drawn with
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-class PlainFormatter(logging.Formatter):
-    """Leaves control characters out: a message may quote somebody's data."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """See logging.Formatter."""
-        return CONTROL.sub("", super().format(record))
-
-
-class ScreenHandler(logging.Handler):
-    """Prints messages on the console, warnings and errors marked as such."""
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """See logging.Handler."""
-        if record.name == PAGES.name:
-            return
-        try:
-            mark = MARKS.get(min(record.levelno, logging.ERROR), ("", ""))
-            CONSOLE.print(Text.assemble(mark, self.format(record)), soft_wrap=True)
-        except Exception:
-            self.handleError(record)
-
-
-class FailureHandler(logging.StreamHandler[TextIO]):
-    """Says on standard error what made another rank fail; where is in its file, for seven that lose an eighth would
-    fill the screen."""
-
-    def __init__(self, rank: int) -> None:
-        super().__init__()
-        self.setLevel(logging.ERROR)
-        self.addFilter(lambda record: bool(record.exc_info))
-        self._rank = rank
-
-    def format(self, record: logging.LogRecord) -> str:
-        """See logging.Handler."""
-        assert record.exc_info
-        what = "".join(traceback.format_exception_only(record.exc_info[1])).strip()
-        return CONTROL.sub("", f"rank {self._rank}: {record.getMessage()}: {what}")
-
-
-_handlers: list[logging.Handler] = []
-
-
-def setup_logging(folder: Path | None, main: bool, rank: int) -> None:
-    """Say where the messages of this process go; a later call replaces an earlier one.
-
-    The main rank has the console (from INFO on) and run.log (everything, with times). Another rank has rank-N.log, and
-    standard error for what made it fail: the main rank may only see that it has gone. Without a folder there is no file
-    yet.
-    """
-    while _handlers:
-        handler = _handlers.pop()
-        ROOT.removeHandler(handler)
-        handler.close()
-    ROOT.setLevel(logging.DEBUG)
-    ROOT.propagate = False
-    if main:
-        screen = ScreenHandler(logging.INFO)
-        screen.setFormatter(PlainFormatter())
-        _handlers.append(screen)
-    else:
-        _handlers.append(FailureHandler(rank))
-    if folder is not None:
-        file = logging.FileHandler(folder / ("run.log" if main else f"rank-{rank}.log"), encoding="utf-8")
-        file.setFormatter(PlainFormatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        _handlers.append(file)
-    for handler in _handlers:
-        ROOT.addHandler(handler)
 
 
 @TRACKERS.register("console")

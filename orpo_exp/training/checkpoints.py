@@ -33,6 +33,10 @@ class NotSaved(RuntimeError):
     """A checkpoint that could not be written; those before it are untouched."""
 
 
+class RefusedByMain(ValueError):
+    """What the main rank refuses, raised on every rank."""
+
+
 class Damaged(ValueError):
     """A checkpoint that is not whole."""
 
@@ -116,7 +120,7 @@ class Checkpoints:
         """Give the plugin its part of a checkpoint that was found whole; the rest of the state."""
         self.plugin.load(checkpoint, self.reference)
         state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        best, by = state.pop("best"), state.pop("best_by")
+        best, by = state.pop("best"), state.pop("best_by", self._best_by)  # the first checkpoints did not say it
         if by == self._best_by:  # values of another metric say nothing of this one
             self.best = [(int(step), float(value)) for step, value in best][: self.keep.best]
         return state
@@ -244,5 +248,5 @@ def together(plugin: Plugin, work: Callable[[], Any], *failures: type[Exception]
 
 
 def from_main(plugin: Plugin, find: Callable[[], Any]) -> Any:
-    """What the main rank finds, in plain JSON types; its ValueError is raised on every rank."""
-    return together(plugin, lambda: find() if plugin.is_main else None, ValueError)[0]
+    """What the main rank finds, in plain JSON types; its ValueError is raised on every rank, as RefusedByMain."""
+    return together(plugin, lambda: find() if plugin.is_main else None, RefusedByMain, ValueError)[0]

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import children, order_of, start_run, train_all, wait_for_end
+from support import children, main_rank_leaves, order_of, start_run, train_all, wait_for_end
 
+from orpo_exp.plugins import processes
 from orpo_exp.tracking.jsonl import read_metrics
 
 pytestmark = pytest.mark.parallel
@@ -79,6 +80,13 @@ def test_a_signal_ends_all_ranks_cleanly(tmp_path, pairs_file, number):
     wait_for(lambda: not alive(process.pid))
 
 
+def test_a_rank_does_not_wait_long_for_a_main_rank_that_has_left(monkeypatch):
+    monkeypatch.setattr(processes, "GRACE_SECONDS", 1)
+    began = time.monotonic()
+    assert processes.start_ranks(2, main_rank_leaves) == 130
+    assert time.monotonic() - began < 40
+
+
 def test_a_rank_that_cannot_save_tells_all(tmp_path, pairs_file):
     folder = tmp_path / "run"
     full = module(
@@ -112,7 +120,7 @@ def test_what_made_another_rank_fail_is_said_aloud(tmp_path, pairs_file):
         "DDP.prepare = fails\n",
     )
     output = wait_for_end(start_run(tmp_path, *OWN, "processes=2", environment=fails), code=1, timeout=60)
-    assert "rank 1: the run failed: RuntimeError: out of memory on the second GPU" in output
+    assert "rank 1 failed: RuntimeError: out of memory on the second GPU" in output
 
 
 def test_a_lost_rank_takes_the_others_with_it(tmp_path, pairs_file):

@@ -109,6 +109,7 @@ def test_what_a_job_left_on_another_machine_before_it_was_requeued_is_dead(folde
     left = result("running", host="elsewhere", job_id="7", pid=DEAD)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert state(folder, left, None, {"7": "RUNNING"}) == "running"
+    assert state(folder, left | {"heartbeat": time.time() - 700}, None, {"7": "RUNNING"}) == "killed"
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert state(folder, left, None, {"7": "RUNNING"}) == "killed"
     assert state(folder, left | {"job_id": "8"}, None, {"8": "RUNNING"}) == "running"

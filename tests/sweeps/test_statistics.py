@@ -2,7 +2,9 @@ import math
 import random
 from statistics import NormalDist
 
+import numpy
 import pytest
+import scipy.stats
 
 from orpo_exp.sweeps.statistics import difference, estimate, t_quantile
 
@@ -81,6 +83,15 @@ def test_many_seeds_get_a_bootstrap_interval():
 def test_seeds_that_hardly_differ_still_have_an_interval_around_their_mean(values):
     found = estimate(values)
     assert min(values) <= found.low <= found.mean <= found.high <= max(values)
+
+
+@pytest.mark.parametrize("values", [[0.0] * 29 + [1.0], [0.75] * 3 + [1.0] * 8 + [0.5], [1.0] * 9 + [511 / 512]])
+def test_few_different_values_have_the_interval_that_scipy_gives_them(values):
+    """Many resampled means are equal, and count half."""
+    rng = numpy.random.default_rng(0)
+    expected = scipy.stats.bootstrap([values], numpy.mean, n_resamples=10_000, rng=rng).confidence_interval
+    found = estimate(values)
+    assert (found.low, found.high) == pytest.approx(tuple(expected), rel=1e-12)
 
 
 def test_common_seeds_are_compared_in_pairs():

@@ -9,9 +9,10 @@ import threading
 import pytest
 from rich.console import Console
 
-from orpo_exp.tracking import RunInfo, console
-from orpo_exp.tracking.console import ConsoleTracker, duration, number, setup_logging
+from orpo_exp.tracking import RunInfo, console, logs
+from orpo_exp.tracking.console import ConsoleTracker, duration, number
 from orpo_exp.tracking.jsonl import Jsonl
+from orpo_exp.tracking.logs import setup_logging
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 CONFIG = {
@@ -40,8 +41,13 @@ def _logging_as_before():
 def screen(monkeypatch):
     """What the console says where it is no terminal, and narrow."""
     out = io.StringIO()
-    monkeypatch.setattr(console, "CONSOLE", Console(file=out, highlight=False, width=40))
+    use(monkeypatch, Console(file=out, highlight=False, width=40))
     return out
+
+
+def use(monkeypatch, screen):
+    for room in (console, logs):
+        monkeypatch.setattr(room, "CONSOLE", screen)
 
 
 def evaluation(loss):
@@ -153,7 +159,7 @@ def test_another_rank_has_a_file_and_says_aloud_only_what_made_it_fail(tmp_path,
     except RuntimeError:
         log.exception("the run failed")
     out, err = capfd.readouterr()
-    assert err == "rank 3: the run failed: RuntimeError: out of memory\n"
+    assert err == "rank 3 failed: RuntimeError: out of memory\n"
     assert "Traceback" in (tmp_path / "rank-3.log").read_text()
     assert screen.getvalue() == out == ""
 
@@ -163,7 +169,7 @@ def test_without_a_reader_the_run_goes_on(tmp_path):
     code = f"""
 import logging
 from pathlib import Path
-from orpo_exp.tracking.console import CONSOLE, setup_logging
+from orpo_exp.tracking.logs import CONSOLE, setup_logging
 setup_logging(Path({str(tmp_path)!r}), main=True, rank=0)
 for number in range(5):
     CONSOLE.print("a page")
@@ -207,7 +213,7 @@ def test_in_a_terminal_a_live_bar_stays_below_the_messages(tmp_path, monkeypatch
     reader = threading.Thread(target=read)
     reader.start()
     with os.fdopen(slave, "w") as terminal:
-        monkeypatch.setattr(console, "CONSOLE", Console(file=terminal, highlight=False, width=100))
+        use(monkeypatch, Console(file=terminal, highlight=False, width=100))
         simulate(tmp_path)
     reader.join(10)
     os.close(master)
