@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import errno
 import json
 import os
 import random
@@ -146,6 +147,19 @@ def main_rank_leaves(place: Place) -> int:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     time.sleep(60)
     return 0
+
+
+def run_without_room(place: Place, order: RunOrder) -> int:
+    """A run whose second rank cannot write its part of a checkpoint."""
+    from orpo_exp.experiment import run_rank
+    from orpo_exp.plugins.ddp import DDP
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if place.rank == 1:
+        DDP.save = full
+    return run_rank(place, order)
 
 
 def run_all(place: Place, orders: Sequence[RunOrder]) -> int:
