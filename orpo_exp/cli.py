@@ -61,9 +61,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         order = dataclasses.replace(check(composed, args.overrides), options=options)
         if place is None:
             launcher.check([order])
-        if place is None and not has_work(order):  # of several ranks the main one will ask
-            print(f"This run has completed already: {order.folder}")
-            return 0
+            if not has_work(order):  # of torchrun's ranks the main one will ask
+                print(f"This run has completed already: {order.folder}")
+                return 0
         preflight(order)
         return start(order, place, launcher)
     except (ConfigError, *ComposeError) as error:

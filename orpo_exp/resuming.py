@@ -11,7 +11,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from orpo_exp.config import resolved
 from orpo_exp.run_folder import AUTO, NEVER, RunOrder
 from orpo_exp.schema import ConfigError, flat
-from orpo_exp.sweeps.states import alive, own_job_id, own_job_was_requeued, read_result, slurm_queue
+from orpo_exp.sweeps.states import alive, read_result, requeued_from, slurm_queue
 from orpo_exp.training.checkpoints import MANIFEST, listed_checkpoints, newest_valid, verify
 
 log = logging.getLogger(__name__)
@@ -28,8 +28,7 @@ def has_work(order: RunOrder) -> bool:
     result = read_result(order.folder)
     if result is None:
         return True
-    requeued = own_job_was_requeued() and result.get("job_id") == own_job_id()
-    if given == NEVER and not requeued:
+    if given == NEVER and not requeued_from(result):
         allowed = "a folder without a run in it, because of resume=never"
         raise ConfigError("hydra.run.dir", where, allowed, "Choose another, or move that run away.")
     if result["status"] == "running" and alive(result, slurm_queue()):

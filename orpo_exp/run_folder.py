@@ -16,7 +16,7 @@ import torch
 from omegaconf import OmegaConf
 
 from orpo_exp.config import RunConfig, resolved
-from orpo_exp.sweeps.states import RESULT, own_job_id, own_job_was_requeued, read_result, write_atomically
+from orpo_exp.sweeps.states import RESULT, own_job_id, read_result, requeued_from, write_atomically
 
 PACKAGES = ("orpo-exp", "torch", "colossalai", "transformers", "datasets", "hydra-core")
 HEARTBEAT_SECONDS = 10.0
@@ -39,9 +39,8 @@ class RunFolder:
     def begin(self, config: RunConfig, overrides: list[str], world_size: int) -> None:
         """Make the folder and say that the run is running; of an earlier attempt, time and requeues are counted on."""
         self.path.mkdir(parents=True, exist_ok=True)
-        former, job_id = read_result(self.path) or {}, own_job_id()
+        former = read_result(self.path) or {}
         self._earlier = former.get("wall_time_seconds", 0.0)
-        requeued = job_id is not None and former.get("job_id") == job_id and own_job_was_requeued()
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
         self.result = {
             "status": "running",
@@ -60,11 +59,11 @@ class RunFolder:
             "tokens_per_second": None,
             "peak_memory_bytes": None,
             "wall_time_seconds": 0.0,
-            "requeues": former.get("requeues", 0) + requeued,
+            "requeues": former.get("requeues", 0) + requeued_from(former),
             "heartbeat": None,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "job_id": job_id,
+            "job_id": own_job_id(),
         }
         self.write()
 

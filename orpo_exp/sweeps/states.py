@@ -120,9 +120,10 @@ def own_job_id() -> str | None:
     return os.environ.get("SLURM_JOB_ID")
 
 
-def own_job_was_requeued() -> bool:
-    """Whether Slurm has started this process's job before."""
-    return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
+def requeued_from(result: Mapping[str, Any]) -> bool:
+    """Whether a result is of an earlier part of this process's Slurm job, which Slurm has started again since."""
+    own = own_job_id()
+    return own is not None and result.get("job_id") == own and int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
 
 
 def state_of(folder: Path, job_id: str | None, queue: Queue) -> State:
@@ -153,11 +154,11 @@ def alive(result: Mapping[str, Any], queue: Queue) -> bool:
     if result.get("host") == socket.gethostname():
         started = process_started(int(result.get("pid") or 0))
         return started is not None and started <= heartbeat + CLOCK_SECONDS  # else the number was given away again
-    own = result.get("job_id") is not None and result["job_id"] == own_job_id()
-    if own and own_job_was_requeued():
+    if requeued_from(result):
         return False
-    if result.get("job_id") and queue is not None and not own:
-        return result["job_id"] in queue
+    job_id = result.get("job_id")
+    if job_id and job_id != own_job_id() and queue is not None:
+        return job_id in queue
     return time.time() - heartbeat <= STALE_SECONDS
 
 

@@ -48,7 +48,14 @@ def test_a_file_that_grows_too_large_fails_like_a_full_disk(run, pairs_file, cap
 
 
 def test_numbers_that_cannot_be_written_end_the_run(run, pairs_file, monkeypatch):
-    monkeypatch.setattr(Jsonl, "log", failing_at(3, Jsonl.log))
+    log = Jsonl.log
+
+    def full(self, step, split, metrics):
+        if step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        log(self, step, split, metrics)
+
+    monkeypatch.setattr(Jsonl, "log", full)
     folder = run(*BASE, code=1)
     assert "No space left" in result(folder)["error"]
     assert steps_saved(folder) == [2]
@@ -71,12 +78,12 @@ def test_an_unknown_metric_to_choose_by_is_refused(run, pairs_file):
     assert "rewards/accuracy" in result(folder)["error"]
 
 
-def test_a_resumed_run_may_choose_by_another_metric_but_not_an_unknown_one(run, pairs_file, monkeypatch):
+def test_a_resumed_run_may_choose_by_another_metric_but_not_an_unknown_one(run, pairs_file, cut_off):
     best = ["train.keep_best=1", "train.eval_every=2"]
     stopped = ["train.save_every=4", "train.keep_last=1"]
-    with monkeypatch.context() as patch:
-        patch.setattr(Jsonl, "log", failing_at(7, Jsonl.log))
-        folder = run(*BASE, *best, *stopped, "train.best_metric=logps/chosen", code=1)
+    cut_off(7)
+    folder = run(*BASE, *best, *stopped, "train.best_metric=logps/chosen", code=1)
+    cut_off(0)
     run(*BASE, *best, *stopped, "train.best_metric=acuracy", code=2)
     assert "rewards/accuracy" in result(folder)["error"]
     run(*BASE, *best, *stopped, "train.best_metric=loss", "train.best_direction=min")
@@ -85,19 +92,10 @@ def test_a_resumed_run_may_choose_by_another_metric_but_not_an_unknown_one(run, 
     assert kept[1] == evaluations[kept[0]]
 
 
-def failing_at(step, log):
-    def fail(self, at, split, metrics):
-        if at == step:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        log(self, at, split, metrics)
-
-    return fail
-
-
-def test_a_copy_in_which_latest_became_a_folder_goes_on(run, pairs_file, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(Jsonl, "log", failing_at(3, Jsonl.log))
-        folder = run(*BASE, code=1)
+def test_a_copy_in_which_latest_became_a_folder_goes_on(run, pairs_file, cut_off):
+    cut_off(3)
+    folder = run(*BASE, code=1)
+    cut_off(0)
     latest = folder / "checkpoints" / "latest"
     latest.unlink()
     shutil.copytree(folder / "checkpoints" / "step-00000002", latest)
