@@ -15,17 +15,18 @@ from omegaconf import DictConfig, open_dict
 
 from orpo_exp.composition import check, chosen_launcher, compose, conf_folder, outside_conf, search_path
 from orpo_exp.data import DATA
+from orpo_exp.launchers import Launcher
 from orpo_exp.models import MODELS
 from orpo_exp.plugins import Place, torchrun_place
 from orpo_exp.registry import import_outside
-from orpo_exp.resuming import has_work
-from orpo_exp.run_folder import RunOrder
+from orpo_exp.runs.order import RunOrder
+from orpo_exp.runs.resuming import has_work
+from orpo_exp.runs.states import how_many
 from orpo_exp.schema import ConfigError
-from orpo_exp.sweeps.launchers import Launcher
 from orpo_exp.sweeps.points import Combination, Plan, combinations, plan, sweep_name
 from orpo_exp.sweeps.progress import GOING_ON, states
-from orpo_exp.sweeps.states import how_many, write_sweep
 from orpo_exp.sweeps.summary import write_summary
+from orpo_exp.sweeps.sweep_file import write_sweep
 from orpo_exp.user_errors import ComposeError, error_page, explain
 
 

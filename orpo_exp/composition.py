@@ -9,10 +9,10 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from orpo_exp.config import RunConfig, typed, typed_part
+from orpo_exp.launchers import LAUNCHERS, Launcher
 from orpo_exp.registry import outside_folders
-from orpo_exp.run_folder import RunOrder
+from orpo_exp.runs.order import RunOrder
 from orpo_exp.schema import ConfigError
-from orpo_exp.sweeps.launchers import LAUNCHERS, Launcher
 
 ConfigStore.instance().store(group="schema", name="run", node=RunConfig)
 

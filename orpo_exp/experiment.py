@@ -18,8 +18,9 @@ from orpo_exp.models import MODELS, LoadedModel
 from orpo_exp.models.base import parameter_count
 from orpo_exp.optimizers import OPTIMIZERS, SCHEDULERS
 from orpo_exp.plugins import PLUGINS, Place, Plugin
-from orpo_exp.resuming import find_checkpoint, has_work
-from orpo_exp.run_folder import RunFolder, RunOrder, package_versions
+from orpo_exp.runs.folder import RunFolder, package_versions
+from orpo_exp.runs.order import RunOrder
+from orpo_exp.runs.resuming import find_checkpoint, has_work
 from orpo_exp.tracking import TRACKERS, RunInfo, Trackers
 from orpo_exp.tracking.jsonl import Jsonl
 from orpo_exp.tracking.logs import setup_logging

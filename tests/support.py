@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from orpo_exp.composition import check, compose
 from orpo_exp.plugins import Place, start_ranks
-from orpo_exp.run_folder import RunOrder
+from orpo_exp.runs.order import RunOrder
 from orpo_exp.types import Counts, PairLogps, TokenizedPair, TokenLogps
 
 WORDS = ("red", "blue", "green", "tiny", "house", "walks", "sings", "over", "the")

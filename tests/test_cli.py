@@ -9,7 +9,7 @@ import pytest
 from support import uneven_rows
 
 from orpo_exp.cli import main
-from orpo_exp.run_folder import RunOrder
+from orpo_exp.runs.order import RunOrder
 from orpo_exp.sweeps.points import Plan
 
 TOY = ("model=tiny", "data=toy", "train.max_steps=1")

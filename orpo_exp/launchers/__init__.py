@@ -1,7 +1,7 @@
 """Launchers: where runs and the points of a sweep are run."""
 
+from orpo_exp.launchers.base import LAUNCHERS, Launcher, LauncherConfig
 from orpo_exp.registry import import_modules
-from orpo_exp.sweeps.launchers.base import LAUNCHERS, Launcher, LauncherConfig
 
 import_modules(__name__, __path__)
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from orpo_exp.launchers.job import Entry
 from orpo_exp.registry import Registry
-from orpo_exp.run_folder import RunOrder
+from orpo_exp.runs.order import RunOrder
 from orpo_exp.schema import Settings
-from orpo_exp.sweeps.job import Entry
 
 
 @dataclass

@@ -16,7 +16,7 @@ import torch
 from orpo_exp.plugins import Place, start_ranks
 from orpo_exp.plugins.processes import end_with_parent
 from orpo_exp.registry import import_outside
-from orpo_exp.run_folder import RunOrder
+from orpo_exp.runs.order import RunOrder
 from orpo_exp.sweeps.summary import point_ended
 
 log = logging.getLogger(__name__)

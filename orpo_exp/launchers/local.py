@@ -15,11 +15,11 @@ from types import FrameType
 
 import torch
 
+from orpo_exp.launchers.base import LAUNCHERS, Launcher, LauncherConfig
+from orpo_exp.launchers.job import Entry, Job
 from orpo_exp.plugins import Place, start_ranks
-from orpo_exp.run_folder import RunOrder
+from orpo_exp.runs.order import RunOrder
 from orpo_exp.schema import ConfigError, setting
-from orpo_exp.sweeps.job import Entry, Job
-from orpo_exp.sweeps.launchers.base import LAUNCHERS, Launcher, LauncherConfig
 from orpo_exp.sweeps.progress import Progress
 
 MOST_ON_CPU = 8  # points at a time, where cores abound: each has memory and start-up of its own
@@ -111,7 +111,7 @@ def start(job: Job, slot: Slot, order: RunOrder, log: Path) -> subprocess.Popen[
     ranks = slot.ranks(order)
     with log.open("ab") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "orpo_exp.sweeps.job", str(ranks)],
+            [sys.executable, "-m", "orpo_exp.launchers.job", str(ranks)],
             env=slot.environment(ranks),
             stdin=subprocess.PIPE,
             stdout=output,

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from orpo_exp.run_folder import RunOrder
+from orpo_exp.launchers.base import LAUNCHERS, Launcher, LauncherConfig
+from orpo_exp.launchers.job import Entry, Job, SlurmTask
+from orpo_exp.runs.order import RunOrder
+from orpo_exp.runs.states import slurm_queue
 from orpo_exp.schema import ConfigError, setting
-from orpo_exp.sweeps.job import Entry, Job, SlurmTask
-from orpo_exp.sweeps.launchers.base import LAUNCHERS, Launcher, LauncherConfig
 from orpo_exp.sweeps.progress import follow, follow_run
-from orpo_exp.sweeps.states import read_sweep, slurm_queue, write_sweep
+from orpo_exp.sweeps.sweep_file import read_sweep, write_sweep
 
 # submitit counts how often a job ran into its time limit. A run that comes back goes on: no number is too many.
 REQUEUES = 1_000_000

@@ -1,10 +1,8 @@
 """A run's folder: the files that people and scripts find there later, and what result.json says."""
 
-import dataclasses
 import json
 import os
 import platform
-import shlex
 import socket
 import subprocess
 import time
@@ -16,11 +14,11 @@ import torch
 from omegaconf import OmegaConf
 
 from orpo_exp.config import RunConfig, resolved
-from orpo_exp.sweeps.states import RESULT, own_job_id, read_result, requeued_from, write_atomically
+from orpo_exp.files import write_atomically
+from orpo_exp.runs.states import RESULT, own_job_id, read_result, requeued_from
 
 PACKAGES = ("orpo-exp", "torch", "colossalai", "transformers", "datasets", "hydra-core")
 HEARTBEAT_SECONDS = 10.0
-AUTO, NEVER = "auto", "never"  # what `resume` may say instead of a path
 
 
 class RunFolder:
@@ -119,22 +117,3 @@ def hardware() -> dict[str, Any]:
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
     }
-
-
-@dataclasses.dataclass(frozen=True)
-class RunOrder:
-    """What a rank is told to run: checked configuration, folder, the experiment's name, the command's overrides and
-    the options before them."""
-
-    config: RunConfig
-    folder: Path
-    experiment: str
-    overrides: list[str]
-    options: tuple[str, ...] = ()
-
-    @property
-    def resume_command(self) -> str:
-        """The command line that goes on with this run. One that began at another run's checkpoint still may have to."""
-        left_out = ("hydra.run.dir", *(["resume"] if self.config.resume == NEVER else []))
-        kept = [o for o in self.overrides if o.partition("=")[0] not in left_out]
-        return shlex.join(["python", "-m", "orpo_exp", *self.options, *kept, f"hydra.run.dir={self.folder}"])

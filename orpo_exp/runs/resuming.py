@@ -9,9 +9,9 @@ from omegaconf import OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from orpo_exp.config import resolved
-from orpo_exp.run_folder import AUTO, NEVER, RunOrder
+from orpo_exp.runs.order import AUTO, NEVER, RunOrder
+from orpo_exp.runs.states import alive, read_result, requeued_from, slurm_queue
 from orpo_exp.schema import ConfigError, flat
-from orpo_exp.sweeps.states import alive, read_result, requeued_from, slurm_queue
 from orpo_exp.training.checkpoints import MANIFEST, listed_checkpoints, newest_valid, verify
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""What a sweep's folder says of its points: which there are, and what has become of each."""
+"""What has become of a run: read from its result.json, and judged alive or not by its process, job or heartbeat."""
 
 import json
 import os
@@ -7,14 +7,13 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-SWEEP, RESULT = "sweep.json", "result.json"
+RESULT = "result.json"
 STALE_SECONDS = 600.0  # a heartbeat older than this is a dead run's, where nothing better can be known
 CLOCK_SECONDS = 5.0  # what two clocks of one machine may differ by
 Queue = Mapping[str, str] | None
@@ -23,7 +22,7 @@ ENDED = ("completed", "failed", "interrupted")
 
 
 class State(StrEnum):
-    """What has become of a point.
+    """What has become of a run.
 
     missing: never started. queued: Slurm holds its job back. interrupted: it was asked to stop and saved.
     killed: its result.json says running, but nothing runs it any more; or its job left Slurm and there is none.
@@ -36,53 +35,6 @@ class State(StrEnum):
     failed = "failed"
     interrupted = "interrupted"
     killed = "killed"
-
-
-@dataclass(frozen=True)
-class SweepPoint:
-    """One run of a sweep. folder: its name below the sweep's. overrides: what sets it apart, key to value as typed.
-    job_id: Slurm's number for it (`123_0` in an array), None where Slurm does not run it."""
-
-    folder: str
-    overrides: dict[str, str]
-    config_hash: str
-    job_id: str | None = None
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """What sweep.json holds. swept: the keys that vary, as typed. overrides: the command's."""
-
-    experiment: str
-    name: str
-    swept: list[str]
-    overrides: list[str]
-    points: list[SweepPoint]
-
-
-def read_sweep(folder: Path) -> Sweep | None:
-    """The sweep of a folder, None where it has no sweep.json. Raises ValueError for one that cannot be understood."""
-    path = folder / SWEEP
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return Sweep(**content | {"points": [SweepPoint(**point) for point in content["points"]]})
-    except (ValueError, TypeError, KeyError) as error:
-        problem = f"{path} cannot be understood ({error})"
-        raise ValueError(f"{problem}. Remove it and give the sweep's command again.") from error
-
-
-def write_sweep(folder: Path, sweep: Sweep) -> None:
-    """Replace sweep.json at once; a reader never sees half of it."""
-    write_atomically(folder / SWEEP, json.dumps(asdict(sweep), indent=2) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file beside and put it in place at once; other processes may be doing the same."""
-    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
-    beside.replace(path)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

@@ -15,9 +15,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
 
 from orpo_exp.config import RunConfig
-from orpo_exp.run_folder import RunOrder
+from orpo_exp.runs.order import RunOrder
+from orpo_exp.runs.states import State, slurm_queue, state_of
 from orpo_exp.schema import ConfigError, flat
-from orpo_exp.sweeps.states import State, Sweep, SweepPoint, read_sweep, slurm_queue, state_of
+from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, read_sweep
 
 TO_RUN = (State.missing, State.failed, State.interrupted, State.killed)
 LONGEST_NAME = 100  # characters of a point's folder before its hash

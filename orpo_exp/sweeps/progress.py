@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from orpo_exp.runs.states import State, slurm_queue, state_of
 from orpo_exp.sweeps.points import current
-from orpo_exp.sweeps.states import State, read_sweep, slurm_queue, state_of
+from orpo_exp.sweeps.sweep_file import read_sweep
 from orpo_exp.tracking.logs import CONSOLE
 
 if TYPE_CHECKING:

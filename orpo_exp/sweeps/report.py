@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orpo_exp.runs.states import State, how_many
 from orpo_exp.sweeps.results import Group, Results
-from orpo_exp.sweeps.states import State, how_many
 from orpo_exp.sweeps.statistics import Difference, Estimate, difference, estimate
 from orpo_exp.tracking.console import number
 

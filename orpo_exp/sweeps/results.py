@@ -11,19 +11,10 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
+from orpo_exp.runs.states import RESULT, Queue, State, read_result, slurm_queue, state_of
 from orpo_exp.schema import flat
-from orpo_exp.sweeps.states import (
-    RESULT,
-    Queue,
-    State,
-    Sweep,
-    SweepPoint,
-    read_result,
-    read_sweep,
-    slurm_queue,
-    state_of,
-)
 from orpo_exp.sweeps.statistics import Estimate, estimate
+from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, read_sweep
 
 log = logging.getLogger(__name__)
 

@@ -17,8 +17,9 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from orpo_exp.runs.states import State, how_many, read_result, slurm_queue, state_of
 from orpo_exp.sweeps.results import listed, reason
-from orpo_exp.sweeps.states import State, how_many, read_result, read_sweep, slurm_queue, state_of
+from orpo_exp.sweeps.sweep_file import read_sweep
 from orpo_exp.tracking.console import duration, number
 from orpo_exp.tracking.jsonl import FILE
 

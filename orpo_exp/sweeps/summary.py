@@ -20,9 +20,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from orpo_exp.files import write_atomically
 from orpo_exp.sweeps.report import Headline, headline, page
 from orpo_exp.sweeps.results import Group, Point, Results, read_results
-from orpo_exp.sweeps.states import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -13,11 +13,12 @@ from support import numbers, start_run, wait_for_end
 
 from orpo_exp.cli import main
 from orpo_exp.composition import check, chosen_launcher, compose
-from orpo_exp.run_folder import RunOrder
+from orpo_exp.launchers import local
+from orpo_exp.launchers.slurm import Slurm
+from orpo_exp.runs.order import RunOrder
+from orpo_exp.runs.states import State, read_result, state_of
 from orpo_exp.schema import ConfigError
-from orpo_exp.sweeps.launchers import local
-from orpo_exp.sweeps.launchers.slurm import Slurm
-from orpo_exp.sweeps.states import State, read_result, read_sweep, state_of
+from orpo_exp.sweeps.sweep_file import read_sweep
 
 CONF = Path(__file__).parents[2] / "conf" / "hydra" / "launcher"
 TOY = ["model=tiny", "data=toy", "train.max_steps=1"]

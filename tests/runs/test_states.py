@@ -7,18 +7,9 @@ import time
 import pytest
 from sweeps.builder import DEAD, result
 
+from orpo_exp.runs.states import State, process_started, read_result, slurm_queue, state_of
 from orpo_exp.sweeps.results import reason
-from orpo_exp.sweeps.states import (
-    State,
-    Sweep,
-    SweepPoint,
-    process_started,
-    read_result,
-    read_sweep,
-    slurm_queue,
-    state_of,
-    write_sweep,
-)
+from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, read_sweep, write_sweep
 
 
 def state(folder, content, job_id=None, queue=None):

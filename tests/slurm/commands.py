@@ -10,7 +10,7 @@ from typing import Any
 
 from slurm.cluster import Cluster
 
-from orpo_exp.sweeps.states import read_result
+from orpo_exp.runs.states import read_result
 
 TINY = [
     "+experiment=quickstart", "train.max_steps=4", "train.global_batch_size=4", "train.micro_batch_size=4",

@@ -11,7 +11,7 @@ import pytest
 from slurm.commands import Commands
 from support import numbers
 
-from orpo_exp.sweeps.states import read_sweep
+from orpo_exp.sweeps.sweep_file import read_sweep
 
 pytestmark = pytest.mark.slurm
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orpo_exp.sweeps.states import Sweep, SweepPoint, write_sweep
+from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, write_sweep
 
 DEAD = 2**22 + 1  # above the largest process number that Linux gives
 

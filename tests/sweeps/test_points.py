@@ -6,11 +6,12 @@ import pytest
 from sweeps.builder import DEAD, make_run
 
 from orpo_exp.composition import check, compose
-from orpo_exp.run_folder import RunOrder
+from orpo_exp.launchers.slurm import note_jobs
+from orpo_exp.runs.order import RunOrder
+from orpo_exp.runs.states import State
 from orpo_exp.schema import ConfigError
-from orpo_exp.sweeps.launchers.slurm import note_jobs
 from orpo_exp.sweeps.points import Combination, Plan, combinations, plan, sweep_name
-from orpo_exp.sweeps.states import State, read_sweep, write_sweep
+from orpo_exp.sweeps.sweep_file import read_sweep, write_sweep
 
 TOY = ["model=tiny", "data=toy", "train.max_steps=1"]
 

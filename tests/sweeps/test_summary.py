@@ -253,9 +253,9 @@ def test_a_folder_without_a_sweep_is_refused(tmp_path, capsys):
     assert "is no folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("module", ["summary", "status", "states"])
+@pytest.mark.parametrize("module", ["sweeps.summary", "sweeps.status", "runs.states"])
 def test_reading_needs_nothing_of_the_training_side(module):
-    code = f"import sys, orpo_exp.sweeps.{module}; print({{'torch', 'transformers'}} & set(sys.modules))"
+    code = f"import sys, orpo_exp.{module}; print({{'torch', 'transformers'}} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
 

@@ -1,0 +1,28 @@
+"""RunOrder: what a rank is told to run."""
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from orpo_exp.config import RunConfig
+
+AUTO, NEVER = "auto", "never"  # what `resume` may say instead of a path
+
+
+@dataclass(frozen=True)
+class RunOrder:
+    """What a rank is told to run: checked configuration, folder, the experiment's name, the command's overrides and
+    the options before them."""
+
+    config: RunConfig
+    folder: Path
+    experiment: str
+    overrides: list[str]
+    options: tuple[str, ...] = ()
+
+    @property
+    def resume_command(self) -> str:
+        """The command line that goes on with this run. One that began at another run's checkpoint still may have to."""
+        left_out = ("hydra.run.dir", *(["resume"] if self.config.resume == NEVER else []))
+        kept = [o for o in self.overrides if o.partition("=")[0] not in left_out]
+        return shlex.join(["python", "-m", "orpo_exp", *self.options, *kept, f"hydra.run.dir={self.folder}"])
