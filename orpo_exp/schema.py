@@ -8,7 +8,11 @@ from enum import Enum
 from typing import Any
 
 
-class ConfigError(ValueError):
+class Refused(ValueError):
+    """What a user gave cannot be used; the message says why, and what to do. Any other exception is a failure."""
+
+
+class ConfigError(Refused):
     """A setting that cannot be used: which key, what was given, what is allowed, what to do."""
 
     def __init__(self, key: str, given: object, allowed: str, do: str) -> None:
@@ -28,15 +32,33 @@ def setting(
     le: float | None = None,
     lt: float | None = None,
     affects_numbers: bool = True,
+    as_before: Any = dataclasses.MISSING,
 ) -> Any:
     """A configuration field with a range.
 
     `ge`, `gt`, `le`, `lt` bound a number (None as a value is never out of range). `affects_numbers=False` marks a field
     that cannot change what a run computes (where it writes, how many processes share the work): it stays out of
-    `config_hash`, and a resumed run may change it.
+    `config_hash`, and a resumed run may change it. `as_before=VALUE` belongs to a field that was added later: with this
+    value everything is computed as it was without the field, which then stays out of `config_hash` as well, so that
+    runs and sweeps made before are found again.
     """
     bounds = {name: bound for name, bound in (("ge", ge), ("gt", gt), ("le", le), ("lt", lt)) if bound is not None}
-    return dataclasses.field(default=default, metadata={"bounds": bounds, "affects_numbers": affects_numbers})
+    marks: dict[str, Any] = {"bounds": bounds, "affects_numbers": affects_numbers}
+    if as_before is not dataclasses.MISSING:
+        marks["as_before"] = as_before
+    return dataclasses.field(default=default, metadata=marks)
+
+
+def check_steps(key: str, value: float) -> None:
+    """Refuse with ConfigError what is neither a share of all steps below 1 nor a whole number of steps."""
+    if not (math.isfinite(value) and value >= 0 and (value < 1 or value == int(value))):
+        allowed = "a share of all steps from 0 to below 1, or a whole number of steps"
+        raise ConfigError(key, value, allowed, "Choose such a value.")
+
+
+def in_steps(value: float, total_steps: int) -> int:
+    """A share of all steps (below 1) or a number of steps (from 1 on) as a number of steps."""
+    return int(value) if value >= 1 else round(value * total_steps)
 
 
 _COMPARE = {
@@ -68,10 +90,20 @@ class Settings:
 
 
 def numeric_content(config: Any) -> Any:
-    """Everything in a configuration that can change what a run computes, as plain JSON types."""
+    """Everything in a configuration that can change what a run computes, as plain JSON types.
+
+    Fields that were added later are left out while they have the value that means "as before".
+    """
     if dataclasses.is_dataclass(config):
-        fields = [f for f in dataclasses.fields(config) if f.metadata.get("affects_numbers", True)]
-        return {f.name: numeric_content(getattr(config, f.name)) for f in fields}
+        values = {
+            f: getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata.get("affects_numbers", True)
+        }
+        absent = object()
+        return {
+            f.name: numeric_content(value)
+            for f, value in values.items()
+            if value != f.metadata.get("as_before", absent)
+        }
     if isinstance(config, dict):
         return {key: numeric_content(value) for key, value in config.items()}
     if isinstance(config, list):
