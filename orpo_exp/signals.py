@@ -14,7 +14,7 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 def handled(
     handler: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals] = STOP_SIGNALS
 ) -> Iterator[None]:
-    """Give signals a handler for the time of the block. A SIGHUP that is ignored stays so: that is what `nohup` is for."""
+    """Give signals a handler for the time of the block. An ignored SIGHUP stays so: nohup asks for that."""
     former = {number: signal.getsignal(number) for number in numbers}
     if former.get(signal.SIGHUP) == signal.SIG_IGN:
         del former[signal.SIGHUP]

@@ -1,12 +1,15 @@
 """What passes between the rooms."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Message(TypedDict):
@@ -47,6 +50,17 @@ class TokenizedPair:
     def length(self) -> int:
         """Tokens of the pair, its prompt counted once."""
         return len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+
+
+@dataclass(frozen=True)
+class BuiltModel:
+    """A Hugging Face causal LM on the CPU, checked.
+
+    finish_logits: what the architecture does to the output of its head, (n, vocabulary) -> (n, vocabulary).
+    """
+
+    model: "PreTrainedModel"
+    finish_logits: Callable[[Tensor], Tensor]
 
 
 class Span(Enum):
