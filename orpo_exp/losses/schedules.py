@@ -8,7 +8,7 @@ from enum import Enum
 from typing import ClassVar
 
 from orpo_exp.registry import Registry
-from orpo_exp.schema import ConfigError, Settings, setting
+from orpo_exp.schema import Settings, check_steps, in_steps, setting
 
 
 @dataclass
@@ -49,20 +49,6 @@ class LamSchedule(ABC):
 LAM_SCHEDULES: Registry[LamSchedule] = Registry("lam_schedule")
 
 
-def check_steps(key: str, value: float) -> None:
-    """Refuse with ConfigError what is neither a share of all steps below 1 nor a whole number of steps."""
-    if not (math.isfinite(value) and value >= 0 and (value < 1 or value == int(value))):
-        allowed = "a share of all steps from 0 to below 1, or a whole number of steps"
-        raise ConfigError(key, value, allowed, "Choose such a value.")
-
-
-def in_steps(value: float | None, total_steps: int) -> int:
-    """A share of all steps (below 1) or a number of steps (from 1 on) as a number of steps; None: all of them."""
-    if value is None:
-        return total_steps
-    return int(value) if value >= 1 else round(value * total_steps)
-
-
 @LAM_SCHEDULES.register("constant")
 class Constant(LamSchedule):
     """The weight stays at its configured value."""
@@ -97,7 +83,7 @@ class Ramp(LamSchedule):
 
     def weight(self, step: int) -> float:
         """See Ramp. Step 1 has the ramp's first value, step n exactly its last; a ramp of at most one step is past."""
-        steps = in_steps(self.config.steps, self.total_steps)
+        steps = self.total_steps if self.config.steps is None else in_steps(self.config.steps, self.total_steps)
         return self.start * self.factor((step - 1) / (steps - 1) if step < steps else 1.0)
 
     @abstractmethod

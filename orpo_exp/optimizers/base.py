@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from orpo_exp.registry import Registry
-from orpo_exp.schema import ConfigError, Settings, setting
+from orpo_exp.schema import Settings, check_steps, in_steps, setting
 
 
 @dataclass
@@ -59,12 +59,7 @@ class SchedulerConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.warmup >= 1 and self.warmup != int(self.warmup):
-            raise ConfigError("warmup", self.warmup, "a share below 1, or a whole number of steps", "Round it.")
-
-    def warmup_steps(self, total_steps: int) -> int:
-        """The warmup in optimizer steps."""
-        return int(self.warmup) if self.warmup >= 1 else round(self.warmup * total_steps)
+        check_steps("warmup", self.warmup)
 
 
 class Scheduler(ABC):
@@ -74,7 +69,7 @@ class Scheduler(ABC):
 
     def __init__(self, config: SchedulerConfig, total_steps: int) -> None:
         self.config, self.total_steps = config, total_steps
-        self.warmup_steps = config.warmup_steps(total_steps)
+        self.warmup_steps = in_steps(config.warmup, total_steps)
 
     def factor(self, step: int) -> float:
         """The factor at optimizer step `step`, counted from 1.
