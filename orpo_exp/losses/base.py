@@ -6,6 +6,7 @@ from enum import Enum
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from orpo_exp.registry import Registry
@@ -71,6 +72,16 @@ class Loss(ABC):
         weight: value of `weight_field` at this step.
         counts: what the global batch holds; every term is already divided by it.
         """
+
+
+def smoothed_logistic(margin: Tensor, smoothing: float) -> Tensor:
+    """-(1 - smoothing) log sigmoid(margin) - smoothing log sigmoid(-margin), elementwise.
+
+    The cross-entropy of the preference sigmoid(margin) with a label that is wrong with probability `smoothing`.
+    """
+    if smoothing == 0:
+        return -F.logsigmoid(margin)
+    return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
 
 
 def reward_metrics(chosen: Tensor, rejected: Tensor, policy: PairLogps) -> dict[str, Tensor]:

@@ -3,36 +3,11 @@
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
-from orpo_exp.losses.base import LOSSES, Loss, LossConfig, reward_metrics
-from orpo_exp.losses.nll import NLLTokens, nll_term
+from orpo_exp.losses.base import LOSSES, Loss, LossConfig, smoothed_logistic
+from orpo_exp.losses.nll import with_likelihood
 from orpo_exp.schema import setting
 from orpo_exp.types import Counts, LossOutput, PairLogps
-
-
-def smoothed_logistic(margin: Tensor, smoothing: float) -> Tensor:
-    """-(1 - smoothing) log sigmoid(margin) - smoothing log sigmoid(-margin), elementwise."""
-    return -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
-
-
-def with_likelihood(
-    preference: Tensor, nll_weight: float, chosen: Tensor, rejected: Tensor, policy: PairLogps, counts: Counts
-) -> LossOutput:
-    """The mean of a preference loss over pairs plus the weighted NLL of the chosen answers.
-
-    preference: (pairs,) with gradient, the preference loss of each pair; chosen, rejected: (pairs,) rewards.
-    The NLL is a mean over the answer tokens of the global batch; it is reported even where its weight is 0. Terms:
-    `preference_loss` and `nll_loss`, the latter without its weight.
-    """
-    preference_loss = preference.sum() / counts.pairs
-    nll_loss = nll_term(policy, counts, NLLTokens.answer)
-    return LossOutput(
-        loss=preference_loss + nll_weight * nll_loss,
-        terms={"preference_loss": preference_loss.detach(), "nll_loss": nll_loss.detach()},
-        per_pair=reward_metrics(chosen, rejected, policy),
-    )
 
 
 @LOSSES.register("cpo")

@@ -7,16 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orpo_exp.losses.base import LOSSES
+from orpo_exp.losses.base import LOSSES, smoothed_logistic
 from orpo_exp.losses.dpo_base import PairScores, ReferenceLoss, ReferenceLossConfig
 from orpo_exp.schema import setting
-
-
-def smoothed(logits: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy of the preference sigmoid(logits) with a label that is wrong with probability `smoothing`."""
-    if smoothing == 0:
-        return -F.logsigmoid(logits)
-    return -(1 - smoothing) * F.logsigmoid(logits) - smoothing * F.logsigmoid(-logits)
 
 
 @LOSSES.register("dpo")
@@ -39,7 +32,7 @@ class DPO(ReferenceLoss):
 
     def pair_losses(self, scores: PairScores) -> Tensor:
         """See ReferenceLoss."""
-        return smoothed(self.config.beta * scores.delta, self.config.label_smoothing)
+        return smoothed_logistic(self.config.beta * scores.delta, self.config.label_smoothing)
 
 
 @LOSSES.register("dpo_hinge")

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from orpo_exp.losses.base import LOSSES, Scope
-from orpo_exp.losses.dpo import smoothed
+from orpo_exp.losses.base import LOSSES, Scope, smoothed_logistic
 from orpo_exp.losses.dpo_base import AnswerwiseConfig, PairScores, ReferenceLoss
 from orpo_exp.schema import ConfigError, setting
 
@@ -49,7 +48,7 @@ class SortedLoss(ReferenceLoss):
 
     def pair_losses(self, scores: PairScores) -> Tensor:
         """See ReferenceLoss; the entries are ranks of the batch, not pairs."""
-        return smoothed(self.config.beta * self.gaps(scores), self.config.label_smoothing)
+        return smoothed_logistic(self.config.beta * self.gaps(scores), self.config.label_smoothing)
 
 
 @LOSSES.register("aot")

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from orpo_exp.losses.base import Loss, LossConfig, reward_metrics
-from orpo_exp.losses.nll import NLLTokens, nll_term
+from orpo_exp.losses.base import Loss, LossConfig
+from orpo_exp.losses.nll import with_likelihood
 from orpo_exp.schema import ConfigError, setting
 from orpo_exp.types import Counts, LossOutput, Need, PairLogps, TokenLogps
 
@@ -133,13 +133,8 @@ class ReferenceLoss(Loss):
         losses = self.pair_losses(scores)
         if self.config.wpo:
             losses = losses * wpo_weight(policy.chosen) * wpo_weight(policy.rejected)
-        loss = losses.sum() / counts.pairs
-        terms = {"preference_loss": loss.detach()}
-        if self.config.nll_weight > 0:
-            nll_loss = nll_term(policy, counts, NLLTokens.answer)
-            loss, terms["nll_loss"] = loss + self.config.nll_weight * nll_loss, nll_loss.detach()
-        rewards = self.config.beta * scores.chosen_logratio, self.config.beta * scores.rejected_logratio
-        return LossOutput(loss, terms, reward_metrics(*rewards, policy))
+        chosen, rejected = self.config.beta * scores.chosen_logratio, self.config.beta * scores.rejected_logratio
+        return with_likelihood(losses, self.config.nll_weight or None, chosen, rejected, policy, counts)
 
     def scores(self, policy: PairLogps, reference: PairLogps) -> PairScores:
         """The pairs' scores under this loss's settings; the gradient flows to the policy."""

@@ -1,10 +1,11 @@
-"""The likelihood term that several losses share."""
+"""The likelihood term that several losses share, and its sum with a preference loss."""
 
 from enum import Enum
 
 from torch import Tensor
 
-from orpo_exp.types import Counts, Need, PairLogps
+from orpo_exp.losses.base import reward_metrics
+from orpo_exp.types import Counts, LossOutput, Need, PairLogps
 
 
 class NLLTokens(Enum):
@@ -40,3 +41,20 @@ def nll_term(policy: PairLogps, counts: Counts, tokens: NLLTokens, average: NLLA
     if average is NLLAverage.token:
         return -total.sum() / of_all
     return -(total / lengths.clamp(min=1).to(total.device)).sum() / counts.pairs
+
+
+def with_likelihood(
+    preference: Tensor, nll_weight: float | None, chosen: Tensor, rejected: Tensor, policy: PairLogps, counts: Counts
+) -> LossOutput:
+    """The mean of a preference loss over pairs plus the weighted NLL of the chosen answers.
+
+    preference: (pairs,) with gradient, the preference loss of each pair; chosen, rejected: (pairs,) rewards.
+    The NLL is a mean over the answer tokens of the global batch; it is reported even where its weight is 0, and not
+    computed where that is None. Terms: `preference_loss` and `nll_loss`, the latter without its weight.
+    """
+    loss = preference.sum() / counts.pairs
+    terms = {"preference_loss": loss.detach()}
+    if nll_weight is not None:
+        nll_loss = nll_term(policy, counts, NLLTokens.answer)
+        loss, terms["nll_loss"] = loss + nll_weight * nll_loss, nll_loss.detach()
+    return LossOutput(loss, terms, reward_metrics(chosen, rejected, policy))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from orpo_exp.losses.base import LOSSES, Loss, LossConfig
-from orpo_exp.losses.cpo import with_likelihood
+from orpo_exp.losses.nll import with_likelihood
 from orpo_exp.schema import setting
 from orpo_exp.types import Counts, LossOutput, PairLogps
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from orpo_exp.losses.base import LOSSES, Loss, LossConfig
-from orpo_exp.losses.cpo import smoothed_logistic, with_likelihood
+from orpo_exp.losses.base import LOSSES, Loss, LossConfig, smoothed_logistic
+from orpo_exp.losses.nll import with_likelihood
 from orpo_exp.schema import setting
 from orpo_exp.types import Counts, LossOutput, PairLogps
 

@@ -13,6 +13,7 @@ import torch
 from support import counts_of, span
 
 from orpo_exp.losses import LOSSES, Loss, Scope
+from orpo_exp.losses.base import smoothed_logistic
 from orpo_exp.losses.cpo import CPO, SLiC
 from orpo_exp.losses.rrhf import RRHF
 from orpo_exp.losses.simpo import AlphaPO, CPOSimPO, SimPO
@@ -178,6 +179,11 @@ def test_micro_batches_add_up_and_an_empty_one_adds_nothing(name, settings):
     parts[2].loss.backward()
     assert parts[2].loss.item() == 0
     assert all(len(values) == 0 for values in parts[2].per_pair.values())
+
+
+def test_no_smoothing_is_minus_log_sigmoid_to_the_last_bit():
+    margin = torch.tensor([-math.inf, -1e300, -3.7, -0.0, 0.0, 1e-9, 0.3, 1e300, math.inf], dtype=torch.float64)
+    assert smoothed_logistic(margin, 0.0).tolist() == (-torch.nn.functional.logsigmoid(margin)).tolist()
 
 
 EXTREMES = [0.0, -1e-45, -1e-10, -1e-7, -1e-3, -200.0]
