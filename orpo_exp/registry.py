@@ -5,6 +5,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +19,8 @@ C = TypeVar("C")
 class Registry(Generic[C]):
     """The components of one configuration group (`loss`, `plugin`, ...).
 
-    A component is a class with a nested dataclass `Config`, and is made from an instance of it:
+    A component is a class with a nested dataclass `Config` where it has settings of its own, and is made from an
+    instance of it:
 
         @LOSSES.register("orpo")
         class ORPO(Loss):
@@ -38,19 +40,15 @@ class Registry(Generic[C]):
     def register(self, name: str) -> Callable[[type[C]], type[C]]:
         """Class decorator: make the class known as `name`.
 
-        Raises ValueError where the name is taken, or where the class has no `Config` of its own: an inherited one
-        would make this component of what was configured as the other.
+        A class without a nested `Config` gets one, with the fields of what it inherits. Raises ValueError where the
+        name is taken, or where there is no `Config` to inherit.
         """
 
         def keep(component: type[C]) -> type[C]:
-            config = vars(component).get("Config")
-            if config is None:
-                problem = f"{self.group} {name!r}: {component.__name__} has no Config of its own"
-                raise ValueError(f"{problem}; give it a nested dataclass, which may inherit from another one's")
-            config.__name__ = f"{component.__name__}Config"  # so that errors name the component
             store = ConfigStore.instance()
             if f"{name}.yaml" in store.repo.get("schema", {}).get(self.group, {}):
                 raise ValueError(f"{self.group} {name!r} is registered twice; give one of them another name")
+            config = own_config(component)
             store.store(group=f"schema/{self.group}", name=name, node=config)
             self._class_of[config] = component
             return component
@@ -69,6 +67,22 @@ class Registry(Generic[C]):
         """The component, made from its configuration and whatever else its group hands over."""
         make: Callable[..., C] = self.of(config)
         return make(config, *args, **kwargs)
+
+
+def own_config(component: type) -> type:
+    """The component's nested `Config`, or one made from what it inherits, which would stand for another component.
+
+    The one that is made lies where a nested one would, so that it can be pickled.
+    """
+    config = getattr(component, "Config", None)
+    if config is None:
+        raise ValueError(f"{component.__name__} has no Config; give it a nested dataclass")
+    place = {"__module__": component.__module__, "__qualname__": f"{component.__qualname__}.Config"}
+    if place != {name: getattr(config, name) for name in place}:
+        config = dataclass(type("Config", (config,), place))
+        component.Config = config  # type: ignore[attr-defined]
+    config.__name__ = f"{component.__name__}Config"  # so that errors name the component
+    return config
 
 
 def outside_folders() -> list[Path]:

@@ -1,12 +1,15 @@
 """A loss from outside: one Python file and one YAML file in a folder that ORPO_EXP_PATH names, and nothing else."""
 
 import os
+import pickle
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from orpo_exp.cli import main
 from orpo_exp.registry import Registry
@@ -77,19 +80,46 @@ def test_a_folder_that_is_not_there_is_refused(monkeypatch, capfd):
     assert "ORPO_EXP_PATH" in capfd.readouterr().err
 
 
-def test_a_component_needs_a_name_and_a_configuration_of_its_own():
-    class First:
-        @dataclass
-        class Config:
-            size: int = 1
+class Parent:
+    @dataclass
+    class Config:
+        size: int = 1
 
-    class Second(First):
+
+class Child(Parent):
+    """Nothing of its own to set."""
+
+
+class Alias(Parent):
+    Config = Parent.Config
+
+
+def test_a_component_without_a_configuration_of_its_own_gets_one():
+    namesake = type("Parent", (Parent,), {"__module__": "elsewhere"})
+    components = {"parent": Parent, "child": Child, "alias": Alias, "namesake": namesake}
+    registry: Registry = Registry("test_outside")
+    for name, component in components.items():
+        assert registry.register(name)(component) is component
+    for name, component in components.items():
+        config = component.Config(size=2)
+        assert registry.of(config) is component, name
+        assert fields(config) == fields(Parent.Config)
+        schema = ConfigStore.instance().repo["schema"]["test_outside"][f"{name}.yaml"].node
+        assert OmegaConf.get_type(schema) is component.Config
+    assert Child.Config.__name__ == "ChildConfig"
+    assert (Child.Config.__module__, Child.Config.__qualname__) == (__name__, "Child.Config")
+    again = pickle.loads(pickle.dumps(Child.Config(size=2)))
+    assert type(again) is Child.Config
+    assert again == Child.Config(size=2) != Parent.Config(size=2)
+
+
+def test_a_component_needs_a_name_of_its_own_and_some_configuration():
+    class Bare:
         pass
 
-    registry: Registry = Registry("test_outside")
-    registry.register("first")(First)
-    with pytest.raises(ValueError, match="Second has no Config of its own"):
-        registry.register("second")(Second)
-    assert registry.of(First.Config()) is First
+    registry: Registry = Registry("test_outside_too")
+    registry.register("first")(Parent)
     with pytest.raises(ValueError, match="'first' is registered twice"):
-        registry.register("first")(First)
+        registry.register("first")(Child)
+    with pytest.raises(ValueError, match="Bare has no Config"):
+        registry.register("bare")(Bare)

@@ -5,6 +5,8 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from orpo_exp.losses.schedules import LAM_SCHEDULES, LamSchedule, LamScheduleConfig
 from orpo_exp.schema import ConfigError, setting
 
@@ -47,12 +49,13 @@ class Adaptive(LamSchedule):
             )
         self.factor = 1.0
 
+    @override
     def weight(self, step: int) -> float:
         """The weight after all updates so far, whatever the step."""
         return self.start * self.factor
 
+    @override
     def update(self, metrics: Mapping[str, float]) -> None:
-        """See Adaptive."""
         error = self.error(metrics)
         if not math.isnan(error):
             moved = self.factor * math.exp(self.config.rate * min(max(error, -1.0), 1.0))
@@ -62,12 +65,12 @@ class Adaptive(LamSchedule):
     def error(self, metrics: Mapping[str, float]) -> float:
         """How far the target is away: above 0 where the weight should grow; nan where it cannot be told."""
 
+    @override
     def state_dict(self) -> dict[str, float]:
-        """The factor."""
         return {"factor": self.factor}
 
+    @override
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from a `state_dict`."""
         self.factor = self._bounded(state["factor"])
 
     def _bounded(self, factor: float) -> float:
@@ -92,8 +95,8 @@ class TargetMargin(Adaptive):
 
     config: Config
 
+    @override
     def error(self, metrics: Mapping[str, float]) -> float:
-        """See Adaptive."""
         margin = metrics["log_odds_ratio"]
         return self.config.target - margin if math.isfinite(margin) else math.nan
 
@@ -116,8 +119,8 @@ class Balanced(Adaptive):
 
     config: Config
 
+    @override
     def error(self, metrics: Mapping[str, float]) -> float:
-        """See Adaptive."""
         wanted = self.config.target * metrics["nll_loss"]
         present = self.start * self.factor * metrics["odds_ratio_loss"]
         if not (math.isfinite(wanted) and math.isfinite(present)):

@@ -36,7 +36,7 @@ class Loss(ABC):
     reports: metrics and terms that an adaptive lambda schedule may read.
     """
 
-    Config: ClassVar[type[LossConfig]]
+    Config: ClassVar[type[LossConfig]] = LossConfig
     needs_reference: ClassVar[bool] = False
     weight_field: ClassVar[str | None] = None
     reports: ClassVar[frozenset[str]] = frozenset()

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from omegaconf import MISSING
+from typing_extensions import override
 
 from orpo_exp.losses.base import LOSSES, Loss, LossConfig, Scope
 from orpo_exp.schema import ConfigError
@@ -40,27 +41,31 @@ class Combined(Loss):
         self.parts = {name: LOSSES.build(part) for name, part in config.parts.items()}
 
     @property
+    @override
     def needs_reference(self) -> bool:  # type: ignore[override]
         """Where any part does."""
         return any(part.needs_reference for part in self.parts.values())
 
     @property
+    @override
     def scope(self) -> Scope:
         """The batch where any part must see it whole."""
         return Scope.batch if any(part.scope is Scope.batch for part in self.parts.values()) else Scope.pair
 
     @property
+    @override
     def needs(self) -> frozenset[Need]:
         """What any part needs."""
         return frozenset().union(*(part.needs for part in self.parts.values()))
 
     @property
+    @override
     def gradient_needs(self) -> frozenset[Need]:
         """What any part has a gradient by."""
         return frozenset().union(*(part.gradient_needs for part in self.parts.values()))
 
+    @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
-        """See Loss."""
         outputs = {name: part(policy, reference, part.weight, counts) for name, part in self.parts.items()}
         terms = {f"{name}/{term}": value for name, out in outputs.items() for term, value in out.terms.items()}
         shares = [self.config.weights[name] * out.loss for name, out in outputs.items()]

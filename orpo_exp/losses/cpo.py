@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from typing_extensions import override
 
 from orpo_exp.losses.base import LOSSES, Loss, LossConfig, smoothed_logistic
 from orpo_exp.losses.nll import with_likelihood
@@ -32,8 +33,8 @@ class CPO(Loss):
 
     config: Config
 
+    @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
-        """See Loss and with_likelihood."""
         chosen, rejected = self.config.beta * policy.chosen.sum(), self.config.beta * policy.rejected.sum()
         preference = smoothed_logistic(chosen - rejected, self.config.label_smoothing)
         return with_likelihood(preference, weight, chosen, rejected, policy, counts)
@@ -59,8 +60,8 @@ class SLiC(Loss):
 
     config: Config
 
+    @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
-        """See Loss and with_likelihood."""
         chosen, rejected = self.config.beta * policy.chosen.sum(), self.config.beta * policy.rejected.sum()
         preference = torch.relu(1 - (chosen - rejected))
         return with_likelihood(preference, self.config.alpha, chosen, rejected, policy, counts)

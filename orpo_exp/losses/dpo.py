@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from orpo_exp.losses.base import LOSSES, smoothed_logistic
 from orpo_exp.losses.dpo_base import PairScores, ReferenceLoss, ReferenceLossConfig
@@ -30,21 +31,20 @@ class DPO(ReferenceLoss):
 
     config: Config
 
+    @override
     def pair_losses(self, scores: PairScores) -> Tensor:
-        """See ReferenceLoss."""
         return smoothed_logistic(self.config.beta * scores.delta, self.config.label_smoothing)
 
 
 @LOSSES.register("dpo_hinge")
 class DPOHinge(ReferenceLoss):
-    """max(0, 1 - D): the hinge of SLiC-HF (arXiv 2305.10425) on DPO's difference (RSO, arXiv 2309.06657)."""
+    """max(0, 1 - D): the hinge of SLiC-HF (arXiv 2305.10425) on DPO's difference (RSO, arXiv 2309.06657).
 
-    @dataclass
-    class Config(ReferenceLossConfig):
-        """See ReferenceLossConfig; the margin asked for is 1 / beta."""
+    The margin asked for is 1 / beta.
+    """
 
+    @override
     def pair_losses(self, scores: PairScores) -> Tensor:
-        """See ReferenceLoss."""
         return torch.relu(1 - self.config.beta * scores.delta)
 
 
@@ -66,8 +66,8 @@ class DPORobust(ReferenceLoss):
 
     config: Config
 
+    @override
     def pair_losses(self, scores: PairScores) -> Tensor:
-        """See ReferenceLoss."""
         logits, flipped = self.config.beta * scores.delta, self.config.label_smoothing
         return (-(1 - flipped) * F.logsigmoid(logits) + flipped * F.logsigmoid(-logits)) / (1 - 2 * flipped)
 
@@ -76,15 +76,13 @@ class DPORobust(ReferenceLoss):
 class DPONorm(ReferenceLoss):
     """Length-normalised DPO, of the scores per token (Lambert et al. 2024, Tulu 3, arXiv 2411.15124).
 
-    -log sigmoid(beta * (score(chosen) / n(chosen) - score(rejected) / n(rejected)))
+        -log sigmoid(beta * (score(chosen) / n(chosen) - score(rejected) / n(rejected)))
+
+    Differences per token are small, and Tulu 3 takes beta = 5.
     """
 
-    @dataclass
-    class Config(ReferenceLossConfig):
-        """See ReferenceLossConfig; differences per token are small, and Tulu 3 takes beta = 5."""
-
+    @override
     def pair_losses(self, scores: PairScores) -> Tensor:
-        """See ReferenceLoss."""
         return -F.logsigmoid(self.config.beta * scores.mean_delta)
 
 
@@ -100,12 +98,8 @@ class IPO(ReferenceLoss):
 
     exponent_clamp = 40.0
 
-    @dataclass
-    class Config(ReferenceLossConfig):
-        """See ReferenceLossConfig; the difference per token aimed at is 1 / (2 beta)."""
-
+    @override
     def pair_losses(self, scores: PairScores) -> Tensor:
-        """See ReferenceLoss."""
         return (scores.mean_delta - 0.5 / self.config.beta).square()
 
 
@@ -126,8 +120,8 @@ class EXOPair(ReferenceLoss):
 
     config: Config
 
+    @override
     def pair_losses(self, scores: PairScores) -> Tensor:
-        """See ReferenceLoss."""
         logits = self.config.beta * scores.delta
         log_keep, log_flip = math.log1p(-self.config.label_smoothing), math.log(self.config.label_smoothing)
         keep = torch.sigmoid(logits) * (F.logsigmoid(logits) - log_keep)
@@ -152,8 +146,8 @@ class DiscoPOP(ReferenceLoss):
 
     config: Config
 
+    @override
     def pair_losses(self, scores: PairScores) -> Tensor:
-        """See ReferenceLoss."""
         logits = self.config.beta * scores.delta
         logistic = torch.sigmoid(-logits / self.config.tau) * -F.logsigmoid(logits)
         return logistic + torch.exp(F.logsigmoid(logits / self.config.tau) - logits)

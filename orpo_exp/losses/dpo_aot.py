@@ -4,6 +4,7 @@ from abc import abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor
+from typing_extensions import override
 
 from orpo_exp.losses.base import LOSSES, Scope, smoothed_logistic
 from orpo_exp.losses.dpo_base import AnswerwiseConfig, PairScores, ReferenceLoss
@@ -35,19 +36,21 @@ def sorted_up(values: Tensor) -> Tensor:
 class SortedLoss(ReferenceLoss):
     """What both share: ranks of the global batch are compared, and so all pairs are needed at once."""
 
+    Config = AOTConfig
     config: AOTConfig
 
     @property
+    @override
     def scope(self) -> Scope:
-        """All pairs at once."""
         return Scope.batch
 
     @abstractmethod
     def gaps(self, scores: PairScores) -> Tensor:
         """How far the i-th smallest value lies above the one it should exceed, (pairs,) float64."""
 
+    @override
     def pair_losses(self, scores: PairScores) -> Tensor:
-        """See ReferenceLoss; the entries are ranks of the batch, not pairs."""
+        """The entries are ranks of the batch, not pairs."""
         return smoothed_logistic(self.config.beta * self.gaps(scores), self.config.label_smoothing)
 
 
@@ -62,10 +65,7 @@ class AOT(SortedLoss):
     batch: scope `batch`.
     """
 
-    @dataclass
-    class Config(AOTConfig):
-        """See AOTConfig."""
-
+    @override
     def gaps(self, scores: PairScores) -> Tensor:
         """Margins of the policy over those of the reference."""
         return sorted_up(scores.policy_margin) - sorted_up(scores.reference_margin)
@@ -78,10 +78,7 @@ class AOTUnpaired(SortedLoss):
     As AOT with d = sort(w_c) - sort(w_r): which chosen answer belongs to which rejected one plays no part.
     """
 
-    @dataclass
-    class Config(AOTConfig):
-        """See AOTConfig."""
-
+    @override
     def gaps(self, scores: PairScores) -> Tensor:
         """Log-ratios of the chosen answers over those of the rejected ones."""
         return sorted_up(scores.chosen_logratio) - sorted_up(scores.rejected_logratio)

@@ -8,6 +8,7 @@ from enum import Enum
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from orpo_exp.losses.base import Loss, LossConfig
 from orpo_exp.losses.nll import with_likelihood
@@ -115,9 +116,11 @@ class ReferenceLoss(Loss):
     needs_reference = True
     exponent_clamp = 80.0  # of the divergences' exponentials: exp(80) is a float32 with room for a sum
 
+    Config = ReferenceLossConfig
     config: ReferenceLossConfig
 
     @property
+    @override
     def needs(self) -> frozenset[Need]:
         """The summed squared probabilities where WPO asks for them."""
         return frozenset({Need.log_squared} if self.config.wpo else ())
@@ -126,8 +129,8 @@ class ReferenceLoss(Loss):
     def pair_losses(self, scores: PairScores) -> Tensor:
         """The loss of each pair, (pairs,) float64."""
 
+    @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
-        """See Loss. The terms are `preference_loss` and, where it has a weight, `nll_loss` without it."""
         assert reference is not None, "the loss declares that it needs a reference"
         scores = self.scores(policy, reference)
         losses = self.pair_losses(scores)

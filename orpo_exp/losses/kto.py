@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from orpo_exp.losses.base import LOSSES, Loss, LossConfig, Scope, reward_metrics
 from orpo_exp.schema import setting
@@ -44,22 +45,25 @@ class KTO(Loss):
     config: Config
 
     @property
+    @override
     def scope(self) -> Scope:
         """The KL is that of the whole global batch."""
         return Scope.batch
 
     @property
+    @override
     def needs(self) -> frozenset[Need]:
         """The mismatched answers, for the KL."""
         return frozenset({Need.mismatched})
 
     @property
+    @override
     def gradient_needs(self) -> frozenset[Need]:
         """None: the KL has no gradient."""
         return frozenset()
 
+    @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
-        """See Loss. The term is `preference_loss`."""
         assert reference is not None, "KTO declares that it needs a reference"
         beta = self.config.beta
         chosen = beta * log_ratio(policy.chosen, reference.chosen)

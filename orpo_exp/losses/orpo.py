@@ -6,6 +6,7 @@ from enum import Enum
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from orpo_exp.losses.base import LOSSES, Loss, LossConfig, Scope, reward_metrics
 from orpo_exp.losses.nll import NLLAverage, NLLTokens, nll_needs, nll_term
@@ -82,17 +83,20 @@ class ORPO(Loss):
     config: Config
 
     @property
+    @override
     def scope(self) -> Scope:
         """The whole batch where the odds are pooled over it."""
         return Scope.batch if self.config.average is Average.batch else Scope.pair
 
     @property
+    @override
     def needs(self) -> frozenset[Need]:
         """The prompt's log-probabilities where the NLL covers it."""
         return nll_needs(self.config.nll)
 
+    @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
-        """See Loss. The terms are `nll_loss` and `odds_ratio_loss`, both without their weights."""
+        """The terms are without their weights."""
         log_odds_ratio = self.log_odds(policy.chosen) - self.log_odds(policy.rejected)
         if self.config.average is Average.pair:
             odds_ratio_loss = -F.logsigmoid(log_odds_ratio).sum() / counts.pairs

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from typing_extensions import override
 
 from orpo_exp.losses.base import LOSSES, Loss, LossConfig
 from orpo_exp.losses.nll import with_likelihood
@@ -29,8 +30,8 @@ class RRHF(Loss):
 
     config: Config
 
+    @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
-        """See Loss and with_likelihood."""
         chosen, rejected = policy.chosen.mean(), policy.rejected.mean()
         preference = torch.relu(rejected - chosen + self.config.margin)
         return with_likelihood(preference, self.config.nll_weight, chosen, rejected, policy, counts)

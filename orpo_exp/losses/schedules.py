@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar
 
+from typing_extensions import override
+
 from orpo_exp.registry import Registry
 from orpo_exp.schema import Settings, check_steps, in_steps, setting
 
@@ -23,7 +25,7 @@ class LamSchedule(ABC):
     needs_metrics: training metrics that `update` reads; a loss that does not report them is refused.
     """
 
-    Config: ClassVar[type[LamScheduleConfig]]
+    Config: ClassVar[type[LamScheduleConfig]] = LamScheduleConfig
     varies: ClassVar[bool] = True
     needs_metrics: ClassVar[frozenset[str]] = frozenset()
 
@@ -55,12 +57,8 @@ class Constant(LamSchedule):
 
     varies = False
 
-    @dataclass
-    class Config(LamScheduleConfig):
-        """Nothing to set."""
-
+    @override
     def weight(self, step: int) -> float:
-        """The configured value."""
         return self.start
 
 
@@ -81,8 +79,9 @@ class Ramp(LamSchedule):
 
     config: RampConfig
 
+    @override
     def weight(self, step: int) -> float:
-        """See Ramp. Step 1 has the ramp's first value, step n exactly its last; a ramp of at most one step is past."""
+        """Step 1 has the ramp's first value, step n exactly its last; a ramp of at most one step is past."""
         steps = self.total_steps if self.config.steps is None else in_steps(self.config.steps, self.total_steps)
         return self.start * self.factor((step - 1) / (steps - 1) if step < steps else 1.0)
 
@@ -104,8 +103,8 @@ class LinearWarmup(Ramp):
 
     config: Config
 
+    @override
     def factor(self, progress: float) -> float:
-        """See Ramp."""
         return self.config.initial * (1.0 - progress) + progress
 
 
@@ -116,33 +115,28 @@ class DecayConfig(RampConfig):
     final: float = setting(0.0, ge=0, le=1)
 
 
+class Decay(Ramp):
+    """A ramp down to a share of the weight."""
+
+    Config = DecayConfig
+    config: DecayConfig
+
+
 @LAM_SCHEDULES.register("linear_decay")
-class LinearDecay(Ramp):
+class LinearDecay(Decay):
     """A straight line from the configured weight down to a share of it: 1 - progress + final * progress."""
 
-    @dataclass
-    class Config(DecayConfig):
-        """See DecayConfig."""
-
-    config: Config
-
+    @override
     def factor(self, progress: float) -> float:
-        """See Ramp."""
         return 1.0 - progress + self.config.final * progress
 
 
 @LAM_SCHEDULES.register("cosine_decay")
-class CosineDecay(Ramp):
+class CosineDecay(Decay):
     """Half a cosine wave down to a share of the weight: final + (1 - final) * (1 + cos(pi * progress)) / 2."""
 
-    @dataclass
-    class Config(DecayConfig):
-        """See DecayConfig."""
-
-    config: Config
-
+    @override
     def factor(self, progress: float) -> float:
-        """See Ramp."""
         wave = 0.5 * (1.0 + math.cos(math.pi * progress))
         return wave + self.config.final * (1.0 - wave)
 
@@ -165,8 +159,9 @@ class Step(LamSchedule):
 
     config: Config
 
+    @override
     def weight(self, step: int) -> float:
-        """See Step. A point of n steps is passed from step n + 1 on."""
+        """A point of n steps is passed from step n + 1 on."""
         passed = sum(step > in_steps(point, self.total_steps) for point in self.config.at)
         return self.start * self.config.factor**passed
 
@@ -196,8 +191,8 @@ class Cyclic(LamSchedule):
 
     config: Config
 
+    @override
     def weight(self, step: int) -> float:
-        """See Cyclic."""
         phase = self.config.cycles * (step - 1) / max(self.total_steps - 1, 1) % 1.0
         if self.config.wave is Wave.cosine:
             height = 0.5 * (1.0 + math.cos(2.0 * math.pi * phase))

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from orpo_exp.losses.base import LOSSES, Loss, LossConfig, reward_metrics
 from orpo_exp.losses.nll import NLLAverage, NLLTokens, nll_needs, nll_term
 from orpo_exp.types import Counts, LossOutput, Need, PairLogps
@@ -28,12 +30,13 @@ class SFT(Loss):
     config: Config
 
     @property
+    @override
     def needs(self) -> frozenset[Need]:
         """The prompt's log-probabilities where the NLL covers it."""
         return nll_needs(self.config.nll)
 
+    @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
-        """See Loss. The term is `nll_loss`."""
         nll_loss = nll_term(policy, counts, self.config.nll, self.config.nll_average)
         rewards = reward_metrics(policy.chosen.mean(), policy.rejected.mean(), policy)
         return LossOutput(nll_loss, {"nll_loss": nll_loss.detach()}, rewards)

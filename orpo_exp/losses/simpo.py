@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from orpo_exp.losses.base import LOSSES, Loss, LossConfig, smoothed_logistic
 from orpo_exp.losses.nll import with_likelihood
@@ -35,8 +36,9 @@ class SimPO(Loss):
 
     config: Config
 
+    @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
-        """See Loss and with_likelihood; the NLL has no weight here."""
+        """The NLL has no weight here: it is only reported."""
         chosen, rejected = self.config.beta * policy.chosen.mean(), self.config.beta * policy.rejected.mean()
         preference = smoothed_logistic(chosen - rejected - self.config.gamma, self.config.label_smoothing)
         return with_likelihood(preference, 0.0, chosen, rejected, policy, counts)
@@ -61,8 +63,8 @@ class CPOSimPO(Loss):
 
     config: Config
 
+    @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
-        """See Loss and with_likelihood."""
         chosen, rejected = self.config.beta * policy.chosen.mean(), self.config.beta * policy.rejected.mean()
         preference = smoothed_logistic(chosen - rejected - self.config.gamma, self.config.label_smoothing)
         return with_likelihood(preference, weight, chosen, rejected, policy, counts)
@@ -103,8 +105,8 @@ class AlphaPO(Loss):
 
     config: Config
 
+    @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
-        """See Loss and with_likelihood."""
         beta, alpha = self.config.beta, self.config.alpha
         chosen, rejected = (beta * shaped(answer.mean(), alpha) for answer in (policy.chosen, policy.rejected))
         preference = smoothed_logistic(chosen - rejected - self.config.gamma, self.config.label_smoothing)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import AdamW as TorchAdamW
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from orpo_exp.optimizers.base import OPTIMIZERS, OptimizerConfig, OptimizerFactory
 from orpo_exp.schema import setting
@@ -25,7 +26,7 @@ class AdamW(OptimizerFactory):
 
     config: Config
 
+    @override
     def make(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """See OptimizerFactory."""
         c = self.config
         return TorchAdamW(self.groups(parameters), lr=self.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)

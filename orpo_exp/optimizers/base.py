@@ -27,7 +27,7 @@ class OptimizerConfig(Settings):
 class OptimizerFactory(ABC):
     """Makes a torch optimizer for a model's parameters."""
 
-    Config: ClassVar[type[OptimizerConfig]]
+    Config: ClassVar[type[OptimizerConfig]] = OptimizerConfig
 
     def __init__(self, config: OptimizerConfig) -> None:
         self.config = config
@@ -65,7 +65,7 @@ class SchedulerConfig(Settings):
 class Scheduler(ABC):
     """The learning rate over the run, as a factor on the optimizer's peak rate."""
 
-    Config: ClassVar[type[SchedulerConfig]]
+    Config: ClassVar[type[SchedulerConfig]] = SchedulerConfig
 
     def __init__(self, config: SchedulerConfig, total_steps: int) -> None:
         self.config, self.total_steps = config, total_steps

@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from orpo_exp.optimizers.base import SCHEDULERS, Scheduler, SchedulerConfig
 from orpo_exp.schema import setting
 
@@ -14,45 +16,36 @@ class DecayConfig(SchedulerConfig):
     final: float = setting(0.0, ge=0, le=1)
 
 
+class Decay(Scheduler):
+    """A schedule that falls to a share of the peak rate."""
+
+    Config = DecayConfig
+    config: DecayConfig
+
+
 @SCHEDULERS.register("constant")
 class Constant(Scheduler):
     """The peak rate to the end."""
 
-    @dataclass
-    class Config(SchedulerConfig):
-        """Only the warmup."""
-
+    @override
     def decay(self, progress: float) -> float:
-        """See Scheduler."""
         return 1.0
 
 
 @SCHEDULERS.register("linear")
-class Linear(Scheduler):
+class Linear(Decay):
     """A straight line from the peak rate to its final share."""
 
-    @dataclass
-    class Config(DecayConfig):
-        """See DecayConfig."""
-
-    config: Config
-
+    @override
     def decay(self, progress: float) -> float:
-        """See Scheduler."""
         return 1.0 + (self.config.final - 1.0) * progress
 
 
 @SCHEDULERS.register("cosine")
-class Cosine(Scheduler):
+class Cosine(Decay):
     """Half a cosine wave from the peak rate to its final share (Loshchilov and Hutter 2017, arXiv 1608.03983)."""
 
-    @dataclass
-    class Config(DecayConfig):
-        """See DecayConfig."""
-
-    config: Config
-
+    @override
     def decay(self, progress: float) -> float:
-        """See Scheduler."""
         final = self.config.final
         return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 from torch.optim import SGD as TorchSGD
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from orpo_exp.optimizers.base import OPTIMIZERS, OptimizerConfig, OptimizerFactory
 from orpo_exp.schema import setting
@@ -23,6 +24,6 @@ class SGD(OptimizerFactory):
 
     config: Config
 
+    @override
     def make(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
-        """See OptimizerFactory."""
         return TorchSGD(self.groups(parameters), lr=self.lr, momentum=self.config.momentum)
