@@ -190,7 +190,7 @@ def _check_lam_schedule(config: RunConfig, loss: Loss) -> None:
     if loss.weight_field is None and schedule.varies:
         allowed = "constant, for this loss has no weight to be driven"
         raise ConfigError("lam_schedule", given, allowed, "Choose lam_schedule=constant or another loss.")
-    if missing := schedule.needs_metrics - loss.reports:
+    if missing := schedule.needs_metrics - loss.metrics.keys():
         allowed = f"a schedule that does not read {', '.join(sorted(missing))}: this loss does not report it"
         raise ConfigError("lam_schedule", given, allowed, "Choose another schedule, or a loss that reports it.")
     LAM_SCHEDULES.build(config.lam_schedule, loss.weight, 1)  # refuses a starting weight that it cannot work with

@@ -1,6 +1,7 @@
 """What a loss is: a pure function from log-probabilities to terms, and what it declares about itself."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -9,9 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from orpo_exp.metrics import LOGPS, LOSS, REWARDS, Direction, Metric
 from orpo_exp.registry import Registry
-from orpo_exp.schema import Settings
+from orpo_exp.schema import Settings, flat, numeric_content
 from orpo_exp.types import Counts, LossOutput, Need, PairLogps
+
+# What rewards are made of: losses that say the same can be compared by their rewards' order
+MEAN_LOGP = "mean log-probability per token"
+SUMMED_LOGP = "log-probability of the whole answer"
+LOG_RATIO = "log-ratio to the reference of the whole answer"
+
+PREFERENCE_LOSS = Metric("preference loss", good=Direction.min)  # what it is, the loss and its settings say
 
 
 class Scope(Enum):
@@ -30,16 +39,16 @@ class LossConfig(Settings):
 class Loss(ABC):
     """A preference objective.
 
-    Class attributes tell the loop what it must know, and it never asks for the loss's name:
+    Class attributes and properties tell what must be known of it, and nobody asks for its name:
     needs_reference: the loss compares with a reference policy.
     weight_field: the configuration field that a lambda schedule drives, or None.
-    reports: metrics and terms that an adaptive lambda schedule may read.
+    reward_scale_field: the configuration field that its rewards are scaled by, or None.
     """
 
     Config: ClassVar[type[LossConfig]] = LossConfig
     needs_reference: ClassVar[bool] = False
     weight_field: ClassVar[str | None] = None
-    reports: ClassVar[frozenset[str]] = frozenset()
+    reward_scale_field: ClassVar[str | None] = None
 
     def __init__(self, config: LossConfig) -> None:
         self.config = config
@@ -64,6 +73,32 @@ class Loss(ABC):
         """The starting value of the field that the lambda schedule drives; 0 where there is none."""
         return float(getattr(self.config, self.weight_field)) if self.weight_field else 0.0
 
+    @property
+    def terms(self) -> Mapping[str, Metric]:
+        """Its own terms and metrics of pairs, by name. One without a definition depends on all of the settings."""
+        return {}
+
+    @property
+    def reward(self) -> str:
+        """What its rewards are before they are scaled, in words."""
+        return f"reward of {self.definition}"
+
+    @property
+    def definition(self) -> str:
+        """The loss with all its settings, as text."""
+        settings = flat(numeric_content(self.config))
+        return f"{type(self).__name__}({', '.join(f'{name}={value}' for name, value in settings.items())})"
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """All that it reports, each with its definition. Log-probabilities have none: they are the same for all."""
+        scale = float(getattr(self.config, self.reward_scale_field)) if self.reward_scale_field else 1.0
+        rewards = {name: metric.defined(f"{scale} * {self.reward}") for name, metric in REWARDS.items()}
+        # a positive scale changes no order
+        rewards["rewards/accuracy"] = REWARDS["rewards/accuracy"].defined(self.reward)
+        terms = {name: metric.defined(metric.definition or self.definition) for name, metric in self.terms.items()}
+        return {"loss": LOSS.defined(self.definition), **terms, **rewards, **LOGPS}
+
     @abstractmethod
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
         """The share of the given pairs in the loss of the global batch.
@@ -87,13 +122,15 @@ def smoothed_logistic(margin: Tensor, smoothing: float) -> Tensor:
 def reward_metrics(chosen: Tensor, rejected: Tensor, policy: PairLogps) -> dict[str, Tensor]:
     """The metrics every loss reports per pair, from its rewards, (pairs,) each; all (pairs,) float64, no gradient."""
     chosen, rejected = chosen.detach(), rejected.detach()
+    chosen_logp, rejected_logp = policy.chosen.mean().detach(), policy.rejected.mean().detach()
     return {
         "rewards/chosen": chosen,
         "rewards/rejected": rejected,
         "rewards/margin": chosen - rejected,
         "rewards/accuracy": (chosen > rejected).to(torch.float64),
-        "logps/chosen": policy.chosen.mean().detach(),
-        "logps/rejected": policy.rejected.mean().detach(),
+        "logps/chosen": chosen_logp,
+        "logps/rejected": rejected_logp,
+        "logps/accuracy": (chosen_logp > rejected_logp).to(torch.float64),
     }
 
 

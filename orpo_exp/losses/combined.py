@@ -1,21 +1,25 @@
 """A weighted sum of losses."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
 from typing_extensions import override
 
 from orpo_exp.losses.base import LOSSES, Loss, LossConfig, Scope
+from orpo_exp.metrics import LOGPS, REWARDS, Metric
 from orpo_exp.schema import ConfigError
 from orpo_exp.types import Counts, LossOutput, Need, PairLogps
+
+SHARED = REWARDS | LOGPS  # what every part reports
 
 
 @LOSSES.register("combined")
 class Combined(Loss):
     """sum over parts of weight * loss. Each part keeps its own settings, and its own weight where it has one.
 
-    The terms are named `<part>/<term>`; rewards and other metrics of pairs are those of the first part. A part that a
-    lambda schedule could drive keeps its configured value.
+    What a part alone reports is named `<part>/<name>`; rewards are those of the first part. A part that a lambda
+    schedule could drive keeps its configured value.
     """
 
     @dataclass
@@ -64,9 +68,35 @@ class Combined(Loss):
         """What any part has a gradient by."""
         return frozenset().union(*(part.gradient_needs for part in self.parts.values()))
 
+    @property
+    @override
+    def definition(self) -> str:
+        """The parts, whatever their names."""
+        return " + ".join(f"{self.config.weights[name]} * {part.definition}" for name, part in self.parts.items())
+
+    @property
+    @override
+    def terms(self) -> Mapping[str, Metric]:
+        return {
+            f"{part}/{name}": replace(loss.metrics[name], label=f"{part}: {loss.metrics[name].label}")
+            for part, loss in self.parts.items()
+            for name in loss.terms
+        }
+
+    @property
+    @override
+    def metrics(self) -> dict[str, Metric]:
+        first = next(iter(self.parts.values())).metrics
+        return super().metrics | {name: first[name] for name in SHARED}
+
     @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
         outputs = {name: part(policy, reference, part.weight, counts) for name, part in self.parts.items()}
-        terms = {f"{name}/{term}": value for name, out in outputs.items() for term, value in out.terms.items()}
+        terms = {f"{part}/{name}": value for part, out in outputs.items() for name, value in out.terms.items()}
+        per_pair = {
+            name if name in SHARED else f"{part}/{name}": values
+            for part, out in reversed(outputs.items())  # of what all report, that of the first part stays
+            for name, values in out.per_pair.items()
+        }
         shares = [self.config.weights[name] * out.loss for name, out in outputs.items()]
-        return LossOutput(sum(shares[1:], shares[0]), terms, next(iter(outputs.values())).per_pair)
+        return LossOutput(sum(shares[1:], shares[0]), terms, per_pair)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from typing_extensions import override
 
-from orpo_exp.losses.base import LOSSES, Loss, LossConfig, smoothed_logistic
-from orpo_exp.losses.nll import with_likelihood
+from orpo_exp.losses.base import LOSSES, SUMMED_LOGP, Loss, LossConfig, smoothed_logistic
+from orpo_exp.losses.nll import WITH_LIKELIHOOD, with_likelihood
 from orpo_exp.schema import setting
 from orpo_exp.types import Counts, LossOutput, PairLogps
 
@@ -22,6 +22,9 @@ class CPO(Loss):
     """
 
     weight_field = "alpha"
+    terms = WITH_LIKELIHOOD
+    reward = SUMMED_LOGP
+    reward_scale_field = "beta"
 
     @dataclass
     class Config(LossConfig):
@@ -50,6 +53,10 @@ class SLiC(Loss):
     of a separate target; here, as in TRL, it is that of the chosen answer, a mean over its tokens. Rewards are beta
     times the answers' log-probabilities.
     """
+
+    terms = WITH_LIKELIHOOD
+    reward = SUMMED_LOGP
+    reward_scale_field = "beta"
 
     @dataclass
     class Config(LossConfig):

@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -10,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from orpo_exp.losses.base import Loss, LossConfig
-from orpo_exp.losses.nll import with_likelihood
+from orpo_exp.losses.base import LOG_RATIO, PREFERENCE_LOSS, Loss, LossConfig
+from orpo_exp.losses.nll import WITH_LIKELIHOOD, with_likelihood
+from orpo_exp.metrics import Metric
 from orpo_exp.schema import ConfigError, setting
 from orpo_exp.types import Counts, LossOutput, Need, PairLogps, TokenLogps
 
@@ -114,6 +116,7 @@ class ReferenceLoss(Loss):
     """
 
     needs_reference = True
+    reward_scale_field = "beta"
     exponent_clamp = 80.0  # of the divergences' exponentials: exp(80) is a float32 with room for a sum
 
     Config = ReferenceLossConfig
@@ -124,6 +127,17 @@ class ReferenceLoss(Loss):
     def needs(self) -> frozenset[Need]:
         """The summed squared probabilities where WPO asks for them."""
         return frozenset({Need.log_squared} if self.config.wpo else ())
+
+    @property
+    @override
+    def terms(self) -> Mapping[str, Metric]:
+        return WITH_LIKELIHOOD if self.config.nll_weight else {"preference_loss": PREFERENCE_LOSS}
+
+    @property
+    @override
+    def reward(self) -> str:
+        tail = self.config.ld_alpha
+        return LOG_RATIO if tail in (None, 1) else f"{LOG_RATIO}, tokens past the shorter answer's length times {tail}"
 
     @abstractmethod
     def pair_losses(self, scores: PairScores) -> Tensor:

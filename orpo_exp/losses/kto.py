@@ -1,12 +1,15 @@
 """KTO: each answer is desirable or undesirable by itself, against a reference point shared by the batch."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from orpo_exp.losses.base import LOSSES, Loss, LossConfig, Scope, reward_metrics
+from orpo_exp.losses.base import LOG_RATIO, LOSSES, PREFERENCE_LOSS, Loss, LossConfig, Scope, reward_metrics
+from orpo_exp.metrics import Metric
 from orpo_exp.schema import setting
 from orpo_exp.types import Counts, LossOutput, Need, PairLogps, TokenLogps
 
@@ -33,6 +36,12 @@ class KTO(Loss):
     """
 
     needs_reference = True
+    terms: ClassVar[Mapping[str, Metric]] = {
+        "preference_loss": PREFERENCE_LOSS,
+        "kl": Metric("KL to the reference", "nats", definition="mean log-ratio of mismatched answers, at least 0"),
+    }
+    reward = LOG_RATIO
+    reward_scale_field = "beta"
 
     @dataclass
     class Config(LossConfig):

@@ -4,7 +4,8 @@ from enum import Enum
 
 from torch import Tensor
 
-from orpo_exp.losses.base import reward_metrics
+from orpo_exp.losses.base import PREFERENCE_LOSS, reward_metrics
+from orpo_exp.metrics import Direction, Metric
 from orpo_exp.types import Counts, LossOutput, Need, PairLogps
 
 
@@ -43,6 +44,15 @@ def nll_term(policy: PairLogps, counts: Counts, tokens: NLLTokens, average: NLLA
     return -(total / lengths.clamp(min=1).to(total.device)).sum() / counts.pairs
 
 
+def nll_metric(tokens: NLLTokens, average: NLLAverage = NLLAverage.token) -> Metric:
+    """The declaration of `nll_term`."""
+    definition = f"{tokens.value.replace('_', ' ')}, a mean over {average.value}s"
+    return Metric("negative log-likelihood of the chosen answers", "nats per token", Direction.min, None, definition)
+
+
+WITH_LIKELIHOOD = {"preference_loss": PREFERENCE_LOSS, "nll_loss": nll_metric(NLLTokens.answer)}
+
+
 def with_likelihood(
     preference: Tensor, nll_weight: float | None, chosen: Tensor, rejected: Tensor, policy: PairLogps, counts: Counts
 ) -> LossOutput:
@@ -50,7 +60,7 @@ def with_likelihood(
 
     preference: (pairs,) with gradient, the preference loss of each pair; chosen, rejected: (pairs,) rewards.
     The NLL is a mean over the answer tokens of the global batch; it is reported even where its weight is 0, and not
-    computed where that is None. Terms: `preference_loss` and `nll_loss`, the latter without its weight.
+    computed where that is None. Terms: WITH_LIKELIHOOD's, `nll_loss` without its weight.
     """
     loss = preference.sum() / counts.pairs
     terms = {"preference_loss": loss.detach()}

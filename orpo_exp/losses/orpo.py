@@ -1,5 +1,6 @@
 """ORPO: odds-ratio preference optimisation, and the forms in which its implementations differ."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -8,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
-from orpo_exp.losses.base import LOSSES, Loss, LossConfig, Scope, reward_metrics
-from orpo_exp.losses.nll import NLLAverage, NLLTokens, nll_needs, nll_term
+from orpo_exp.losses.base import LOSSES, MEAN_LOGP, Loss, LossConfig, Scope, reward_metrics
+from orpo_exp.losses.nll import NLLAverage, NLLTokens, nll_metric, nll_needs, nll_term
+from orpo_exp.metrics import Direction, Metric
 from orpo_exp.schema import setting
 from orpo_exp.types import Counts, LossOutput, Need, PairLogps, TokenLogps
 
@@ -62,7 +64,7 @@ class ORPO(Loss):
     """
 
     weight_field = "lam"
-    reports = frozenset({"nll_loss", "odds_ratio_loss", "log_odds_ratio"})
+    reward = MEAN_LOGP
 
     @dataclass
     class Config(LossConfig):
@@ -93,6 +95,18 @@ class ORPO(Loss):
     def needs(self) -> frozenset[Need]:
         """The prompt's log-probabilities where the NLL covers it."""
         return nll_needs(self.config.nll)
+
+    @property
+    @override
+    def terms(self) -> Mapping[str, Metric]:
+        c = self.config
+        odds = f"odds of each {c.odds.value}, epsilon={c.epsilon}"
+        pooled = f"{odds}, one ratio for each {c.average.value}"
+        return {
+            "nll_loss": nll_metric(c.nll, c.nll_average),
+            "odds_ratio_loss": Metric("odds-ratio loss", good=Direction.min, definition=pooled),
+            "log_odds_ratio": Metric("log odds ratio", good=Direction.max, level=(0.0, ""), definition=odds),
+        }
 
     @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from typing_extensions import override
 
-from orpo_exp.losses.base import LOSSES, Loss, LossConfig
-from orpo_exp.losses.nll import with_likelihood
+from orpo_exp.losses.base import LOSSES, MEAN_LOGP, Loss, LossConfig
+from orpo_exp.losses.nll import WITH_LIKELIHOOD, with_likelihood
 from orpo_exp.schema import setting
 from orpo_exp.types import Counts, LossOutput, PairLogps
 
@@ -20,6 +20,9 @@ class RRHF(Loss):
     The paper's loss has no margin and the NLL of the best answer with weight 1, summed over its tokens; here the NLL is
     a mean over the answer tokens of the global batch. Rewards are mean log-probabilities per token.
     """
+
+    terms = WITH_LIKELIHOOD
+    reward = MEAN_LOGP
 
     @dataclass
     class Config(LossConfig):

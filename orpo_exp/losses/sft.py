@@ -1,11 +1,13 @@
 """Supervised fine-tuning on the chosen answers."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from typing_extensions import override
 
-from orpo_exp.losses.base import LOSSES, Loss, LossConfig, reward_metrics
-from orpo_exp.losses.nll import NLLAverage, NLLTokens, nll_needs, nll_term
+from orpo_exp.losses.base import LOSSES, MEAN_LOGP, Loss, LossConfig, reward_metrics
+from orpo_exp.losses.nll import NLLAverage, NLLTokens, nll_metric, nll_needs, nll_term
+from orpo_exp.metrics import Metric
 from orpo_exp.types import Counts, LossOutput, Need, PairLogps
 
 
@@ -18,7 +20,7 @@ class SFT(Loss):
     Rejected answers are scored for the metrics only: rewards are mean log-probabilities per token, as for ORPO.
     """
 
-    reports = frozenset({"nll_loss"})
+    reward = MEAN_LOGP
 
     @dataclass
     class Config(LossConfig):
@@ -28,6 +30,11 @@ class SFT(Loss):
         nll_average: NLLAverage = NLLAverage.token
 
     config: Config
+
+    @property
+    @override
+    def terms(self) -> Mapping[str, Metric]:
+        return {"nll_loss": nll_metric(self.config.nll, self.config.nll_average)}
 
     @property
     @override

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from orpo_exp.losses.base import LOSSES, Loss, LossConfig, smoothed_logistic
-from orpo_exp.losses.nll import with_likelihood
+from orpo_exp.losses.base import LOSSES, MEAN_LOGP, Loss, LossConfig, smoothed_logistic
+from orpo_exp.losses.nll import WITH_LIKELIHOOD, with_likelihood
 from orpo_exp.schema import setting
 from orpo_exp.types import Counts, LossOutput, PairLogps
 
@@ -25,6 +25,10 @@ class SimPO(Loss):
     gamma is the margin itself, as in the paper and as TRL's simpo_gamma; the paper's tables give gamma / beta. Rewards
     are beta times the mean log-probability per token. Label smoothing as in TRL.
     """
+
+    terms = WITH_LIKELIHOOD
+    reward = MEAN_LOGP
+    reward_scale_field = "beta"
 
     @dataclass
     class Config(LossConfig):
@@ -54,6 +58,9 @@ class CPOSimPO(Loss):
     """
 
     weight_field = "alpha"
+    terms = WITH_LIKELIHOOD
+    reward = MEAN_LOGP
+    reward_scale_field = "beta"
 
     @dataclass
     class Config(SimPO.Config):
@@ -96,6 +103,9 @@ class AlphaPO(Loss):
     of p, which is 0 in float32 below a mean log-probability of about -103.
     """
 
+    terms = WITH_LIKELIHOOD
+    reward_scale_field = "beta"
+
     @dataclass
     class Config(SimPO.Config):
         """As SimPO's, alpha: exponent that bends the reward, nll_weight: weight of the NLL."""
@@ -104,6 +114,12 @@ class AlphaPO(Loss):
         nll_weight: float = setting(0.0, ge=0)
 
     config: Config
+
+    @property
+    @override
+    def reward(self) -> str:
+        alpha = self.config.alpha
+        return f"(1 - p^-alpha) / alpha, alpha={alpha}, p = exp({MEAN_LOGP})" if alpha else MEAN_LOGP
 
     @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:

@@ -1,9 +1,14 @@
+from dataclasses import replace
+
 import pytest
 from support import counts_of, span
 
+from orpo_exp import metrics
 from orpo_exp.cli import check, compose
-from orpo_exp.losses.base import LOSSES, Scope
+from orpo_exp.losses.base import LOSSES, LossConfig, Scope
 from orpo_exp.losses.combined import Combined
+from orpo_exp.losses.cpo import CPO
+from orpo_exp.losses.dpo import DPO, DPOHinge, DPONorm
 from orpo_exp.losses.dpo_aot import AOT
 from orpo_exp.losses.orpo import ORPO
 from orpo_exp.losses.sft import SFT
@@ -21,7 +26,39 @@ def test_it_is_the_weighted_sum_of_its_parts():
     sft = SFT(parts["sft"])(LOGPS, None, 0.0, counts_of(LOGPS))
     assert out.loss.item() == pytest.approx(2.0 * orpo.loss.item() + 0.5 * sft.loss.item(), rel=1e-14)
     assert out.terms["orpo/nll_loss"].item() == orpo.terms["nll_loss"].item()
-    assert set(out.per_pair) == set(orpo.per_pair)
+    assert set(out.per_pair) == {"orpo/log_odds_ratio", *metrics.REWARDS, *metrics.LOGPS}
+
+
+def test_what_parts_share_is_the_first_ones():
+    parts = {"sums": CPO.Config(), "orpo": ORPO.Config()}
+    sums, orpo = CPO(parts["sums"]), ORPO(parts["orpo"])
+    both = Combined(Combined.Config(parts=parts, weights={"sums": 1.0, "orpo": 0.5}))
+    out = both(LOGPS, None, 0.0, counts_of(LOGPS))
+    assert out.per_pair["rewards/chosen"].tolist() == pytest.approx([-0.06, -0.2])
+    assert both.metrics.keys() == {"loss", *out.terms, *out.per_pair}
+    for name in ("rewards/chosen", "rewards/accuracy"):
+        assert both.metrics[name] == sums.metrics[name] != orpo.metrics[name]
+    assert both.metrics["orpo/nll_loss"] == replace(orpo.metrics["nll_loss"], label=both.metrics["orpo/nll_loss"].label)
+    assert both.metrics["orpo/nll_loss"].label.startswith("orpo: ")
+    assert both.metrics["sums/preference_loss"].definition == sums.definition
+
+
+def test_it_compares_by_what_its_parts_are_and_not_by_their_names():
+    def definition(**parts: LossConfig) -> str:
+        loss = Combined(Combined.Config(parts=parts, weights=dict.fromkeys(parts, 0.5)))
+        return loss.metrics["loss"].definition
+
+    assert definition(a=DPO.Config(), b=SFT.Config()) == definition(c=DPO.Config(), d=SFT.Config())
+    assert definition(a=DPOHinge.Config()) != definition(a=DPONorm.Config())  # the same settings
+    assert definition(a=DPO.Config(beta=0.2)) != definition(a=DPO.Config())
+
+
+def test_a_part_may_be_a_sum_itself():
+    inner = Combined.Config(parts={"orpo": ORPO.Config()}, weights={"orpo": 1.0})
+    both = Combined(Combined.Config(parts={"sum": inner}, weights={"sum": 1.0}))
+    out = both(LOGPS, None, 0.0, counts_of(LOGPS))
+    assert both.metrics.keys() == {"loss", *out.terms, *out.per_pair}
+    assert "sum/orpo/log_odds_ratio" in out.per_pair
 
 
 def test_it_declares_what_its_parts_declare():
