@@ -13,7 +13,7 @@ from orpo_exp.runs.order import RunOrder
 from orpo_exp.runs.states import slurm_queue
 from orpo_exp.schema import ConfigError, setting
 from orpo_exp.sweeps.progress import follow, follow_run
-from orpo_exp.sweeps.sweep_file import read_sweep, write_sweep
+from orpo_exp.sweeps.sweep_file import Sweep, change_sweep
 
 # submitit counts how often a job ran into its time limit. A run that comes back goes on: no number is too many.
 REQUEUES = 1_000_000
@@ -158,7 +158,10 @@ def refuse_submitted(folder: Path) -> None:
 
 def note_jobs(folder: Path, ids: Mapping[str, str]) -> None:
     """Write each point's job id, by its folder's name, into sweep.json."""
-    sweep = read_sweep(folder)
-    assert sweep is not None
-    points = [replace(point, job_id=ids.get(point.folder, point.job_id)) for point in sweep.points]
-    write_sweep(folder, replace(sweep, points=points))
+
+    def noted(sweep: Sweep | None) -> Sweep:
+        assert sweep is not None
+        points = [replace(point, job_id=ids.get(point.folder, point.job_id)) for point in sweep.points]
+        return replace(sweep, points=points)
+
+    change_sweep(folder, noted)

@@ -14,19 +14,19 @@ import logging
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from orpo_exp.files import write_atomically
+from orpo_exp.files import locked, write_atomically
 from orpo_exp.sweeps.report import Headline, headline, page
 from orpo_exp.sweeps.results import Group, Point, Results, read_results
 
 log = logging.getLogger(__name__)
 
 METRIC = "rewards/accuracy"
+LOCK = ".summary.lock"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tell(folder, write_summary(folder, given.metric, given.direction))
         if output:
             output.mkdir(parents=True, exist_ok=True)
-            with locked(output):
+            with locked(output / LOCK):
                 tell(output, summarise(given.folders, output, given.metric, given.direction))
     except (ValueError, OSError) as error:
         print(f"orpo_exp.sweeps.summary: {error}", file=sys.stderr)
@@ -64,7 +64,9 @@ def write_summary(folder: Path, metric: str | None = None, direction: str | None
     metric: what decides; None: rewards/accuracy, or the loss where no run has that. Raises ValueError where the folder
     holds no runs, or where no completed point has the metric that was asked for.
     """
-    with locked(folder):
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder; give the folder of a sweep.")
+    with locked(folder / LOCK):
         return summarise([folder], folder, metric, direction)
 
 
@@ -80,7 +82,7 @@ def point_ended(folder: Path) -> None:
             return
         except OSError:
             pass  # no locks on this disk, which `locked` tells of
-        with locked(folder):
+        with locked(folder / LOCK):
             place.close()  # from here on results are read: the next one has to wait for its own turn
             summarise([folder], folder, None, None)
 
@@ -101,19 +103,6 @@ def summarise(folders: Sequence[Path], output: Path, metric: str | None, directi
     write_atomically(output / "summary.csv", as_csv(results, output))
     write_atomically(output / "summary.json", as_json(results, told, output))
     return told
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, waiting for whoever has it, on other machines too."""
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; give the folder of a sweep.")
-    with (folder / ".summary.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:  # every file is still replaced at once; the last writer's stay
-            log.warning("%s cannot be locked (%s): two summaries may be written at the same time", folder, error)
-        yield
 
 
 def draw_pictures(results: Results, told: Headline, output: Path) -> dict[Path, str]:

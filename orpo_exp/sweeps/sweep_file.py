@@ -1,12 +1,14 @@
 """sweep.json: which points a sweep has."""
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from orpo_exp.files import write_atomically
+from orpo_exp.files import locked, write_atomically
 
 SWEEP = "sweep.json"
+LOCK = ".sweep.lock"
 
 
 @dataclass(frozen=True)
@@ -47,3 +49,29 @@ def read_sweep(folder: Path) -> Sweep | None:
 def write_sweep(folder: Path, sweep: Sweep) -> None:
     """Replace sweep.json at once; a reader never sees half of it."""
     write_atomically(folder / SWEEP, json.dumps(asdict(sweep), indent=2) + "\n")
+
+
+def change_sweep(folder: Path, change: Callable[[Sweep | None], Sweep]) -> Sweep:
+    """Replace sweep.json by what `change` makes of it, nobody else changing it meanwhile; what it then says."""
+    with locked(folder / LOCK):
+        sweep = change(read_sweep(folder))
+        write_sweep(folder, sweep)
+    return sweep
+
+
+def add_points(folder: Path, planned: Sweep) -> Sweep:
+    """Write a planned sweep beside what sweep.json says by now, to which others may have added since it was planned.
+
+    Of a point on both sides the job id on disk stays, and the keys are united; what sweep.json then says.
+    """
+
+    def united(found: Sweep | None) -> Sweep:
+        known = {point.folder: point for point in (found.points if found else [])}
+        points = known | {
+            new.folder: replace(old, overrides=new.overrides | old.overrides) if (old := known.get(new.folder)) else new
+            for new in planned.points
+        }
+        swept = list(dict.fromkeys([*(found.swept if found else []), *planned.swept]))
+        return replace(planned, swept=swept, points=list(points.values()))
+
+    return change_sweep(folder, united)
