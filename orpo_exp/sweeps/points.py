@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
@@ -110,17 +111,21 @@ def plan(folder: Path, experiment: str, overrides: list[str], orders: Sequence[t
         known = read_sweep(folder)
     except ValueError as error:
         raise ConfigError("hydra.sweep.dir", str(folder), "a sweep's folder, or a new one", str(error)) from error
-    numeric = {key for _, order in orders for key in flat(order.config.numeric())}
+    listed = known.points if known else []
+    keys = {*orders[0][0].swept, *(key for point in listed for key in point.overrides)}
+    changing = {key for key in keys if any(changes_numbers(order.config, key) for _, order in orders)}
 
-    def identity(swept: Mapping[str, str], config_hash: str) -> object:
+    def identity(point: SweepPoint) -> object:
         """Equal numbers are one point, unless what is swept is of the kind that changes none, e.g. processes."""
-        return config_hash, *(f"{k}={v}" for k, v in swept.items() if not any(belongs(n, k) for n in numeric))
+        return point.config_hash, *(f"{key}={value}" for key, value in point.overrides.items() if key not in changing)
 
-    points = {identity(p.overrides, p.config_hash): p for p in (known.points if known else [])}
+    points = {identity(point): point for point in listed}
     asked: dict[str, RunOrder] = {}
     for combination, order in orders:
         new = SweepPoint(folder_name(combination, order), combination.swept, order.config.config_hash)
-        point = points.setdefault(identity(new.overrides, new.config_hash), new)
+        same = points.get(identity(new), new)
+        # a known point also has the keys that are swept only since, or that its component did not have then
+        point = points[identity(new)] = dataclasses.replace(same, overrides=new.overrides | same.overrides)
         asked[point.folder] = dataclasses.replace(order, folder=folder / point.folder)
     if len({point.folder for point in points.values()}) < len(points):
         allowed = f"values that differ in the first {LONGEST_NAME} characters of a point's name"
@@ -149,6 +154,19 @@ def folder_name(combination: Combination, order: RunOrder) -> str:
     """What a point's folder is called: what sets it apart, and the start of its hash."""
     text = re.sub(r"[^\w.=,+-]+", "-", combination.name, flags=re.ASCII)[:LONGEST_NAME]
     return f"{text or 'run'}_{order.config.config_hash[:8]}"
+
+
+def changes_numbers(config: RunConfig, name: str) -> bool:
+    """Whether what an override of this name sets is of the kind that can change a number, whatever it is set to."""
+    part: Any = config
+    for field_name in name.split("."):
+        if not dataclasses.is_dataclass(part):
+            break
+        field = next((field for field in dataclasses.fields(part) if field.name == field_name), None)
+        if field is None or not field.metadata.get("affects_numbers", True):
+            return False
+        part = getattr(part, field_name)
+    return True
 
 
 def belongs(key: str, name: str) -> bool:

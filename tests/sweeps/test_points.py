@@ -1,5 +1,7 @@
 """A sweep's points: their combinations, names and folders, and which of them a re-issued sweep runs."""
 
+import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ from sweeps.builder import DEAD, make_run
 
 from orpo_exp.composition import check, compose
 from orpo_exp.launchers.slurm import note_jobs
+from orpo_exp.losses.orpo import ORPO
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.runs.states import State
 from orpo_exp.schema import ConfigError
@@ -135,6 +138,31 @@ def test_more_values_keep_the_points_that_are_known(tmp_path):
     assert narrower.states == {State.missing: 2}, "the others were not asked for"
 
 
+def test_a_known_point_takes_over_the_keys_that_are_swept_now(tmp_path):
+    folder = tmp_path / "s"
+    known = planned(folder, "seed=0,1").sweep.points
+    wider = planned(folder, "loss.lam=0.1,0.5", "seed=0,1", "loss=orpo").sweep
+    assert [(p.folder, p.overrides) for p in wider.points[:2]] == [
+        (known[0].folder, {"loss.lam": "0.1", "seed": "0"}),
+        (known[1].folder, {"loss.lam": "0.1", "seed": "1"}),
+    ]
+    assert len(wider.points) == 4
+    assert planned(folder, "loss.lam=0.10,0.5", "seed=0,1").sweep.points == wider.points, "typed otherwise"
+    assert planned(folder, "seed=0,1").sweep.points == wider.points
+
+
+def test_a_value_that_means_as_before_makes_no_other_point(tmp_path, monkeypatch):
+    """Neither where a key was swept over it, nor where it is not swept any more."""
+    lam = next(f for f in dataclasses.fields(ORPO.Config) if f.name == "lam")
+    folder = tmp_path / "s"
+    points = planned(folder, "loss.lam=0.1,0.5", "seed=0").sweep.points
+    monkeypatch.setattr(lam, "metadata", {**lam.metadata, "as_before": 0.1})
+    hashes = [order.config.config_hash for _, order in ordered("loss.lam=0.1,0.5", "seed=0")]
+    points = [replace(point, config_hash=now) for point, now in zip(points, hashes, strict=True)]
+    write_sweep(folder, replace(read_sweep(folder), points=points))
+    assert planned(folder, "seed=0").sweep.points == points
+
+
 def test_a_job_that_slurm_has_not_ended_is_left_alone(tmp_path, monkeypatch):
     """A run that SIGTERM stopped says interrupted while its job waits for Slurm to end it."""
     folder = tmp_path / "s"
@@ -171,7 +199,9 @@ def test_a_point_is_known_whatever_the_first_one_asked_for_is(tmp_path):
     """ORPO has no beta, and still it is loss.beta that the known points are told apart by."""
     folder = tmp_path / "s"
     known = planned(folder, "loss=dpo", "loss.beta=0.1,0.2").sweep.points
-    assert planned(folder, "loss=orpo,dpo").sweep.points[:2] == known
+    found = planned(folder, "loss=orpo,dpo").sweep.points[:2]
+    assert [p.folder for p in found] == [p.folder for p in known]
+    assert [p.overrides for p in found] == [{"loss": "dpo", "loss.beta": "0.1"}, {"loss.beta": "0.2"}]
     assert len(read_sweep(folder).points) == 3
 
 
