@@ -4,7 +4,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from orpo_exp.sweeps.results import NOWHERE, Group, as_number, ordered
+from orpo_exp.sweeps.conditions import as_number
+from orpo_exp.sweeps.results import NOWHERE, Group, ordered
 from orpo_exp.tracking.plots import BLUE, GREEN, INK, VERMILION
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_exp.sweeps.axes import LEVELS, MEANING, colours, format_values, name_ticks, new_figure, numeric, values_of
+from orpo_exp.sweeps.conditions import as_number
 from orpo_exp.sweeps.report import MAIN
-from orpo_exp.sweeps.results import Group, Results, as_number
+from orpo_exp.sweeps.results import Group, Results
 from orpo_exp.tracking.console import number
 from orpo_exp.tracking.jsonl import FILE, read_metrics
 from orpo_exp.tracking.plots import BLUE, INK, STYLE, series

@@ -1,7 +1,5 @@
 """The points of one sweep or several as rows: settings, seed, state, numbers; and the rows grouped over seeds."""
 
-import json
-import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,25 +7,20 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml  # type: ignore[import-untyped]
-
 from orpo_exp.runs.states import RESULT, Queue, State, read_result, slurm_queue, state_of
-from orpo_exp.schema import flat
+from orpo_exp.sweeps.conditions import CONFIG, as_number, canonical, plain_key, read_settings
 from orpo_exp.sweeps.statistics import Estimate, estimate
 from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, read_sweep
 
-log = logging.getLogger(__name__)
-
 SEED = "seed"
-CONFIG = "config.yaml"
 NOWHERE = "(none)"  # the value of a key that a point's configuration does not have
-NO_CONDITION = ("tracker", "sweep", "resume")  # parts of a configuration that no number depends on
 
 
 @dataclass
 class Point:
     """One run. settings: every known key as text. reason: why it has no result to count, None where it has one.
 
+    kept: the settings are what result.json says can change a number; else (before version 0.2) all of config.yaml.
     metrics: the final held-out metrics, finite ones alone. seconds: its wall time. gpus, cores: what it kept busy.
     """
 
@@ -36,6 +29,7 @@ class Point:
     settings: dict[str, str]
     state: State
     reason: str | None
+    kept: bool = False
     config_hash: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
     steps: int = 0
@@ -105,20 +99,21 @@ class Results:
 def read_results(folders: Sequence[Path]) -> Results:
     """Read sweeps' folders, with a sweep.json or without. Raises ValueError for a folder that holds no runs."""
     queue = slurm_queue()
-    points, typed, titles = [], [], []
+    points, places, typed, titles = [], [], [], []
     for folder in folders:
         sweep = read_sweep(folder)
         typed += [plain_key(key) for key in sweep.swept] if sweep else []
         titles.append(f"{sweep.experiment}, {sweep.name}" if sweep else folder.resolve().name)
-        places = listed(folder, sweep)
-        for name, place in places.items():
-            point = read_point(folder, name, place.job_id if place else None, queue)
-            if place:
-                point.settings |= {plain_key(key): canonical(value) for key, value in place.overrides.items()}
-            points.append(point)
+        for name, place in listed(folder, sweep).items():
+            points.append(read_point(folder, name, place.job_id if place else None, queue))
+            places.append(place)
+    leave_out_what_is_no_condition(points)
+    for point, place in zip(points, places, strict=True):
+        if place:
+            point.settings |= {plain_key(key): canonical(value) for key, value in place.overrides.items()}
     given = [key for key in dict.fromkeys(typed) if key != SEED]
-    told = [p for p in points if p.state is not State.running and (p.folder / CONFIG).exists()]
-    added, along = further_keys(told, given, SEED in typed)
+    configured = [p for p in points if p.state is not State.running and (p.folder / CONFIG).exists()]
+    added, along = further_keys(configured, given, SEED in typed)
     keys = given + added
     groups, repeated = grouped(points, keys)
     return Results("; ".join(titles), keys, along, points, groups, repeated)
@@ -144,9 +139,10 @@ def read_point(sweep: Path, name: str, job_id: str | None, queue: Queue) -> Poin
     return Point(
         sweep=sweep,
         folder=folder,
-        settings=read_settings(folder / CONFIG),
+        settings=read_settings(folder, result),
         state=state,
         reason=reason(state, result, job_id),
+        kept="settings" in result,
         config_hash=result.get("config_hash"),
         metrics={k: float(v) for k, v in (result.get("eval") or {}).items() if v is not None and math.isfinite(v)},
         steps=result.get("steps", 0),
@@ -175,48 +171,12 @@ def reason(state: State, result: Mapping[str, Any], job_id: str | None) -> str |
     }[state]
 
 
-def read_settings(path: Path) -> dict[str, str]:
-    """The leaves of a config.yaml as dotted key to text; a group's choice under the group's name. Empty without one."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-    except FileNotFoundError:
-        return {}
-    except yaml.YAMLError as error:  # being written just now, or cut short by a kill
-        log.warning("%s is passed over: %s", path, error)
-        return {}
-    choices = content.pop("choices", None) or {}
-    chosen = {str(group): canonical(option) for group, option in choices.items()}
-    settings = chosen | {key: canonical(value) for key, value in flat(content).items()}
-    return {key: value for key, value in settings.items() if key.split(".")[0] not in NO_CONDITION}
-
-
-def canonical(value: Any) -> str:
-    """A value as text, the same for all ways to type it: 1.0 and 1e0 are 1, 'a' is a, None is null."""
-    if isinstance(value, bool) or value is None or isinstance(value, list | dict):
-        return json.dumps(value, ensure_ascii=False)
-    text = str(value).strip()
-    if text[:1] in ("[", "{"):
-        return json.dumps(yaml.safe_load(text), ensure_ascii=False)
-    if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"":
-        return text[1:-1]
-    parsed = as_number(text)
-    if parsed is None:
-        return text.lower() if text.lower() in ("true", "false", "null") else text
-    return f"{parsed:.12g}" if abs(parsed) < 2**53 else text
-
-
-def as_number(text: str) -> float | None:
-    """The number a value is, None for a word."""
-    try:
-        parsed = float(text)
-    except ValueError:
-        return None
-    return parsed if math.isfinite(parsed) and "_" not in text else None
-
-
-def plain_key(key: str) -> str:
-    """A key without the + that Hydra wants before new ones."""
-    return key.lstrip("+")
+def leave_out_what_is_no_condition(points: Sequence[Point]) -> None:
+    """Beside runs that tell what can change a number, others are told apart by the same keys."""
+    conditions = {key for point in points if point.kept for key in point.settings}
+    for point in points:
+        if conditions and not point.kept:
+            point.settings = {key: value for key, value in point.settings.items() if key in conditions}
 
 
 def further_keys(points: Sequence[Point], given: Sequence[str], by_seed: bool) -> tuple[list[str], list[str]]:

@@ -1,14 +1,15 @@
 import pytest
 from sweeps.builder import make_run, make_sweep
 
-from orpo_exp.sweeps.results import canonical, ordered, read_results
+from orpo_exp.sweeps.conditions import canonical
+from orpo_exp.sweeps.results import ordered, read_results
 
 
 def config(loss="orpo", seed=0, lam=0.1, **values):
     own = {"lam": lam} if loss == "orpo" else {"beta": 0.1}
     return {
         "loss": own, "seed": seed, "train": {"max_steps": 10}, "resume": "auto", "tracker": {},
-        "choices": {"loss": loss, "model": "tiny"},
+        "choices": {"loss": loss, "model": "tiny", "tracker": f"of {seed}"},
     } | values  # fmt: skip
 
 
@@ -95,3 +96,45 @@ def test_a_configuration_cut_short_does_not_hide_the_sweep(tmp_path, caplog):
     found = read_results([folder])
     assert [g.name for g in found.groups] == ["loss.lam=0"]
     assert "config.yaml is passed over" in caplog.text
+
+
+def kept(loss="orpo", seed=0, lam=0.1, **values):
+    """What result.json says under "settings" of a run with this config.yaml."""
+    found = config(loss, seed, lam, **values)
+    choices = {"loss": loss, "model": "tiny"}
+    return {k: v for k, v in found.items() if k not in ("resume", "tracker", "processes")} | {"choices": choices}
+
+
+def test_conditions_are_what_result_json_says_can_change_a_number(tmp_path):
+    """config.yaml knows of keys that change nothing, and is not asked where result.json tells."""
+    for i, keeping in enumerate((1, 2)):
+        content = config(seed=i, train={"max_steps": 10, "keep_best": keeping})
+        make_run(tmp_path / str(i), {"rewards/accuracy": 0.5}, content, seed=i, settings=kept(seed=i))
+    found = read_results([tmp_path])
+    assert (found.keys, found.along) == ([], [])
+    assert [[p.seed for p in g.points] for g in found.groups] == [["0", "1"]]
+
+
+def test_what_choices_say_comes_before_what_follows_from_them(tmp_path):
+    for i, loss in enumerate(("orpo", "dpo")):
+        make_run(tmp_path / str(i), {"rewards/accuracy": 0.1 * i}, config(loss), settings=kept(loss))
+    found = read_results([tmp_path])
+    assert (found.keys, found.along) == (["loss"], ["loss.lam", "loss.beta"])
+
+
+def test_beside_newer_runs_older_ones_are_told_apart_by_the_same_keys(tmp_path):
+    old = config(seed=0, train={"max_steps": 10, "keep_best": 1}, processes=2)
+    make_run(tmp_path / "old", {"rewards/accuracy": 0.5}, old)
+    make_run(tmp_path / "new", {"rewards/accuracy": 0.5}, config(seed=1), seed=1, settings=kept(seed=1))
+    found = read_results([tmp_path])
+    assert found.keys == []
+    assert [[p.seed for p in g.points] for g in found.groups] == [["1", "0"]]
+    make_run(tmp_path / "other", {"rewards/accuracy": 0.5}, config(lam=1.0), settings=kept(lam=1.0))
+    assert read_results([tmp_path]).keys == ["loss.lam"]
+
+
+def test_a_swept_key_that_changes_no_number_still_is_a_condition(tmp_path):
+    points = [{"processes": number, "seed": "0"} for number in ("1", "2")]
+    for place, point in zip(make_sweep(tmp_path, points), points, strict=True):
+        make_run(place, {"rewards/accuracy": 0.5}, config(processes=int(point["processes"])), settings=kept())
+    assert [g.name for g in read_results([tmp_path]).groups] == ["processes=1", "processes=2"]
