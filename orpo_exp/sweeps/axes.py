@@ -14,13 +14,6 @@ if TYPE_CHECKING:
 
 WORDS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", INK)  # Okabe and Ito; for values without an order
 DASHES = ("-", "--", ":", "-.")
-MEANING = {
-    "rewards/accuracy": "share of pairs with the chosen answer ahead",
-    "rewards/margin": "reward of the chosen less the rejected answer",
-    "nll_loss": "negative log-likelihood per token, in nats",
-    "logps/chosen": "log-probability of the chosen answers per token",
-}
-LEVELS = {"rewards/accuracy": (0.5, "chance"), "rewards/margin": (0.0, "")}
 LONG = 28  # characters of tick labels that fit side by side below a panel
 
 

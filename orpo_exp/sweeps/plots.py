@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orpo_exp.sweeps.axes import LEVELS, MEANING, colours, format_values, name_ticks, new_figure, numeric, values_of
+from orpo_exp.sweeps.axes import colours, format_values, name_ticks, new_figure, numeric, values_of
 from orpo_exp.sweeps.conditions import as_number
 from orpo_exp.sweeps.report import MAIN
 from orpo_exp.sweeps.results import Group, Results
 from orpo_exp.tracking.console import number
 from orpo_exp.tracking.jsonl import FILE, read_metrics
-from orpo_exp.tracking.plots import BLUE, INK, STYLE, series
+from orpo_exp.tracking.plots import BLUE, INK, STYLE, along_axis, heading, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,24 +31,23 @@ def draw_sweep(results: Results, metric: str, folder: Path) -> dict[Path, str]:
     import matplotlib
 
     groups, keys = results.groups, results.keys
-    there = {name for group in groups for point in group.points for name in point.metrics}
-    main = [name for name in dict.fromkeys((metric, *MAIN)) if name in there]
-    further = [name for name in sorted(there - set(main)) if varies(groups, name)]
-    if "lam" in further and is_setting(groups, "lam"):  # what was asked for, no schedule having moved it
-        further.remove("lam")
+    main = [name for name in dict.fromkeys((metric, *MAIN)) if name in results.measured]
+    others = sorted(results.measured - set(main))
+    # not what was asked for, as lambda is where no schedule has moved it
+    further = [name for name in others if varies(groups, name) and not is_setting(groups, name)]
     pictures: dict[str, tuple[Figure, str]] = {}
     with matplotlib.rc_context(STYLE):
         if main and len(keys) <= 2:
             axis, lines = axis_and_lines(results)
             text = f"by `{axis or 'seed'}`" + (f", a colour for each `{lines}`" if lines else "")
             text += ". A dot is one seed, a diamond the mean over seeds, the bar its 95% interval."
-            pictures["metrics"] = against(groups, axis, lines, main), f"Final held-out metrics {text}"
+            pictures["metrics"] = against(results, axis, lines, main), f"Final held-out metrics {text}"
             if further:
-                pictures["further_metrics"] = against(groups, axis, lines, further), f"Further held-out metrics {text}"
+                pictures["further_metrics"] = against(results, axis, lines, further), f"Further held-out metrics {text}"
             if len(keys) == 2:
                 text = f"Final `{metric}` by `{keys[0]}` and `{keys[1]}`: mean and 95% interval; grey: no result."
-                pictures["heat_map"] = heat_map(groups, axis, lines, metric), text
-            curves = learning_curves(groups, axis, lines, main)
+                pictures["heat_map"] = heat_map(results, axis, lines, metric), text
+            curves = learning_curves(results, axis, lines, main)
             if curves:
                 text = f"Held-out metrics while training, by `{axis}`" if axis else "Held-out metrics while training"
                 pictures["learning_curves"] = curves, f"{text}: mean over seeds; thin lines are single seeds."
@@ -57,7 +56,7 @@ def draw_sweep(results: Results, metric: str, folder: Path) -> dict[Path, str]:
                 f"Final `{metric}` by each key. Grey: all other settings held; blue: the mean over them."
                 " With more than two swept keys there are no learning curves here: each run's `plots/` has its own."
             )
-            pictures["metrics"] = main_effects(groups, keys, metric), text
+            pictures["metrics"] = main_effects(results, metric), text
         folder.mkdir(exist_ok=True)
         for old in PICTURES:
             if old not in pictures:
@@ -75,10 +74,11 @@ def varies(groups: Sequence[Group], metric: str) -> bool:
 
 
 def is_setting(groups: Sequence[Group], metric: str) -> bool:
-    """Whether a metric only repeats one of the swept numbers."""
+    """Whether a metric only repeats the swept number of its name."""
     return any(
         all(value == as_number(group.setting[key]) for group in groups for value in group.values(metric).values())
         for key in groups[0].setting
+        if key.rpartition(".")[2] == metric
     )
 
 
@@ -93,25 +93,27 @@ def axis_and_lines(results: Results) -> tuple[str | None, str | None]:
     return (ranked[0] if ranked else None), (ranked[1] if len(ranked) > 1 else None)
 
 
-def against(groups: Sequence[Group], axis: str | None, lines: str | None, metrics: Sequence[str]) -> "Figure":
+def against(results: Results, axis: str | None, lines: str | None, metrics: Sequence[str]) -> "Figure":
     """A panel for each metric: every seed's final value, the means and their intervals, along `axis`."""
+    groups = results.groups
     figure, panels = new_figure(len(metrics))
     values = values_of(groups, axis)
     styles = colours(values_of(groups, lines)) if lines else {"": {"color": BLUE}}
-    for ax, metric in zip(panels, metrics, strict=True):
+    for ax, name in zip(panels, metrics, strict=True):
+        metric = results.metric(name)
         for i, (line, style) in enumerate(styles.items()):
             shift = 0.6 * (i - (len(styles) - 1) / 2) / max(len(styles), 2)
-            own = [g for g in groups if (not lines or g.setting[lines] == line) and g.values(metric)]
+            own = [g for g in groups if (not lines or g.setting[lines] == line) and g.values(name)]
             places = [(values.index(g.setting[axis]) if axis else 0) + shift for g in own]
-            draw_settings(ax, places, own, metric, style, axis is not None and numeric(values), 0.2 / len(styles))
-        cut = limit(ax, groups, metric)
-        ax.set_title(MEANING.get(metric, metric.replace("_", " ")) + ("\n(bars cut off at the frame)" if cut else ""))
-        ax.set(xlabel=axis or "", ylabel=metric)
+            draw_settings(ax, places, own, name, style, axis is not None and numeric(values), 0.2 / len(styles))
+        cut = limit(ax, groups, name)
+        ax.set_title(heading(metric) + ("\n(bars cut off at the frame)" if cut else ""))
+        ax.set(xlabel=axis or "", ylabel=along_axis(name, metric))
         name_ticks(ax, values)
-        if metric in LEVELS and ax.get_ylim()[0] < LEVELS[metric][0] < ax.get_ylim()[1]:
-            ax.axhline(LEVELS[metric][0], color="#888888", linestyle=":", linewidth=1.2, zorder=1)
-            level, name = LEVELS[metric]
-            ax.annotate(name, (1, level), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
+        if metric.level and ax.get_ylim()[0] < metric.level[0] < ax.get_ylim()[1]:
+            height, word = metric.level
+            ax.axhline(height, color="#888888", linestyle=":", linewidth=1.2, zorder=1)
+            ax.annotate(word, (1, height), (3, 0), xycoords=("axes fraction", "data"), textcoords="offset points",
                         va="center", color="#888888", fontsize=8)  # fmt: skip
     from matplotlib.lines import Line2D
 
@@ -166,13 +168,14 @@ def limit(ax: "Axes", groups: Sequence[Group], metric: str) -> bool:
     return lowest < low or highest > high
 
 
-def heat_map(groups: Sequence[Group], across: str | None, down: str | None, metric: str) -> "Figure":
+def heat_map(results: Results, across: str | None, down: str | None, metric: str) -> "Figure":
     """The mean of one metric for each pair of values, written into its field; a field without a result stays grey."""
     import numpy
     from matplotlib.figure import Figure
 
     assert across is not None
     assert down is not None
+    groups, about = results.groups, results.metric(metric)
     columns, rows = values_of(groups, across), values_of(groups, down)
     found = {(g.setting[down], g.setting[across]): g.estimate(metric) for g in groups}
     means = [[e.mean if (e := found.get((row, column))) else math.nan for column in columns] for row in rows]
@@ -193,22 +196,20 @@ def heat_map(groups: Sequence[Group], across: str | None, down: str | None, metr
     ax.set_xticks(range(len(columns)), columns, rotation=35 if max(map(len, columns)) > 9 else 0)
     ax.set_yticks(range(len(rows)), rows)
     ax.set(xlabel=across, ylabel=down)
-    ax.set_title(MEANING.get(metric, metric))
+    ax.set_title(heading(about))
     ax.grid(False)
     ax.tick_params(length=0)
-    figure.colorbar(image, label=f"{metric}, mean over seeds")
+    figure.colorbar(image, label=f"{along_axis(metric, about)}, mean over seeds")
     return figure
 
 
-def learning_curves(
-    groups: Sequence[Group], axis: str | None, lines: str | None, metrics: Sequence[str]
-) -> "Figure | None":
+def learning_curves(results: Results, axis: str | None, lines: str | None, metrics: Sequence[str]) -> "Figure | None":
     """Evaluations against steps, a colour for each value of `axis`; a panel for each metric or, with two keys, for each
     value of the other one. None where there would be no line or too many panels."""
+    groups = results.groups
     records = {
         point.folder: [r for r in read_metrics(point.folder / FILE) if r["split"] == "eval"]
-        for group in groups
-        for point in group.points
+        for point in results.counted
     }
     others = values_of(groups, lines)
     panels = [(metrics[0], other) for other in others] if lines else [(metric, "") for metric in metrics]
@@ -228,8 +229,9 @@ def learning_curves(
             steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
             means = [statistics.fmean(seed[step] for seed in seeds) for step in steps]
             ax.plot(steps, means, linewidth=1.8, **style)
-        ax.set_title(f"{lines}={other}" if lines else MEANING.get(metric, metric))
-        ax.set(xlabel="optimizer step", ylabel=metric)
+        about = results.metric(metric)
+        ax.set_title(f"{lines}={other}" if lines else heading(about))
+        ax.set(xlabel="optimizer step", ylabel=along_axis(metric, about))
         format_values(ax)
         leave_out_the_start(ax)
     if lines:
@@ -255,10 +257,11 @@ def leave_out_the_start(ax: "Axes") -> None:
         ax.set_title(f"{ax.get_title(loc='left')}\n(the start lies outside the frame)")
 
 
-def main_effects(groups: Sequence[Group], keys: Sequence[str], metric: str) -> "Figure":
+def main_effects(results: Results, metric: str) -> "Figure":
     """A panel for each key: grey lines hold all other keys, blue is the mean over them."""
-    figure, panels = new_figure(len(keys))
-    for ax, key in zip(panels, keys, strict=True):
+    groups, about = results.groups, results.metric(metric)
+    figure, panels = new_figure(len(results.keys))
+    for ax, key in zip(panels, results.keys, strict=True):
         values = values_of(groups, key)
         rest: dict[tuple[str, ...], dict[int, float]] = {}
         for group in groups:
@@ -271,8 +274,8 @@ def main_effects(groups: Sequence[Group], keys: Sequence[str], metric: str) -> "
         there = [i for i in range(len(values)) if any(i in line for line in rest.values())]
         means = [statistics.fmean(line[i] for line in rest.values() if i in line) for i in there]
         ax.plot(there, means, "D-", color=BLUE, linewidth=1.8, markersize=5)
-        ax.set(xlabel=key, ylabel=metric)
-        ax.set_title(MEANING.get(metric, metric))
+        ax.set(xlabel=key, ylabel=along_axis(metric, about))
+        ax.set_title(heading(about))
         name_ticks(ax, values)
     figure.legend(
         handles=[panels[0].lines[0], panels[0].lines[-1]],

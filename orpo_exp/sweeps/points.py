@@ -18,7 +18,7 @@ from hydra.core.override_parser.types import Override, ValueType
 from orpo_exp.config import RunConfig
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.runs.states import State, slurm_queue, state_of
-from orpo_exp.schema import ConfigError, flat
+from orpo_exp.schema import ConfigError, Refused, flat
 from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, read_sweep
 
 TO_RUN = (State.missing, State.failed, State.interrupted, State.killed)
@@ -109,7 +109,7 @@ def plan(folder: Path, experiment: str, overrides: list[str], orders: Sequence[t
     """
     try:
         known = read_sweep(folder)
-    except ValueError as error:
+    except Refused as error:
         raise ConfigError("hydra.sweep.dir", str(folder), "a sweep's folder, or a new one", str(error)) from error
     listed = known.points if known else []
     keys = {*orders[0][0].swept, *(key for point in listed for key in point.overrides)}

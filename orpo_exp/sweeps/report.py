@@ -5,32 +5,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from orpo_exp.metrics import Direction
 from orpo_exp.runs.states import State, how_many
 from orpo_exp.sweeps.results import Group, Results
 from orpo_exp.sweeps.statistics import Difference, Estimate, difference, estimate
 from orpo_exp.tracking.console import number
 
-MAIN = ("rewards/accuracy", "rewards/margin", "nll_loss", "logps/chosen")
+# the metrics that the table has columns for, beside the one that ranks
+MAIN = ("rewards/accuracy", "logps/accuracy", "rewards/margin", "nll_loss", "logps/chosen")
 FEW = 5  # seeds; with fewer an interval rests on a guess of the spread
 MOST_NAMES = 6  # settings named in a sentence
 
 
 @dataclass(frozen=True)
 class Headline:
-    """The settings ranked by one metric. direction: max or min. ranking: the best first, those without the metric left
-    out. behind: for each but the best, how its metric differs from the best's (best less other). text: plain sentences.
+    """The settings ranked by one metric. direction: its good end. ranking: the best first, those without the metric
+    left out. behind: for each but the best, how its metric differs from the best's (best less other). text: plain
+    sentences.
     """
 
     metric: str
-    direction: str
+    direction: Direction
     ranking: list[Group]
     behind: list[Difference]
     text: str
 
 
-def headline(results: Results, metric: str, direction: str) -> Headline:
+def headline(results: Results, metric: str, direction: Direction) -> Headline:
     """Rank the settings and say in words what the ranking is worth."""
-    sign = -1.0 if direction == "max" else 1.0
+    sign = -1.0 if direction is Direction.max else 1.0
     means = {group.name: found.mean for group in results.groups if (found := group.estimate(metric))}
     ranking = sorted((g for g in results.groups if g.name in means), key=lambda group: sign * means[group.name])
     behind = [difference(ranking[0].values(metric), other.values(metric)) for other in ranking[1:]]
@@ -43,11 +46,11 @@ def headline(results: Results, metric: str, direction: str) -> Headline:
     return Headline(metric, direction, ranking, behind, f"{text}\n\nTake care: {' '.join(doubts)}" if doubts else text)
 
 
-def sentences(metric: str, direction: str, ranking: Sequence[Group], behind: Sequence[Difference]) -> str:
+def sentences(metric: str, direction: Direction, ranking: Sequence[Group], behind: Sequence[Difference]) -> str:
     """The best setting, the runner-up, and whether the seeds tell them apart."""
     if not ranking:
         return f"No completed point has the metric {metric} yet."
-    better = "higher" if direction == "max" else "lower"
+    better = "higher" if direction is Direction.max else "lower"
     best = estimate(list(ranking[0].values(metric).values()))
     if len(ranking) == 1:
         return f"There is one setting, {ranking[0].name}: {metric} is {in_words(best)}."
@@ -86,15 +89,15 @@ def reservations(counts: Sequence[int]) -> list[str]:
     return said
 
 
-def told_apart(found: Difference, direction: str) -> str:
+def told_apart(found: Difference, direction: Direction) -> str:
     """Whether the best and the runner-up differ by more than the seeds do."""
-    lead = found.mean if direction == "max" else -found.mean
+    lead = found.mean if direction is Direction.max else -found.mean
     if found.low is None or found.high is None:
         return (
             f"It is behind by {number(lead)}, and one seed cannot say whether that is chance: give both more seeds"
             " (seed=0,1,2)."
         )
-    ends = (found.low, found.high) if direction == "max" else (-found.high, -found.low)
+    ends = (found.low, found.high) if direction is Direction.max else (-found.high, -found.low)
     where = f"over their {found.n} common seeds" if found.method == "paired t" else "over seeds that differ"
     ahead = "ahead" if lead >= 0 else "behind"
     verdict = (
@@ -113,21 +116,21 @@ def in_words(found: Estimate) -> str:
     return f"{cell(found)} ({'one seed, so no interval' if found.n == 1 else f'95% interval, {found.method}'})"
 
 
-def page(results: Results, told: Headline, pictures: Mapping[Path, str], folder: Path, rebuild: str) -> str:
+def page(results: Results, answer: Headline, pictures: Mapping[Path, str], folder: Path, rebuild: str) -> str:
     """summary.md. pictures: file to what it shows. folder: where the page will lie. rebuild: the command for it."""
     completed = sum(point.state is State.completed for point in results.points)
     parts = [
         f"# {results.title}",
-        told.text,
+        answer.text,
         what_was_swept(results),
         f"{completed} of {len(results.points)} points are completed: {how_many(p.state for p in results.points)}.",
         "## Settings",
         "Held-out metrics after training: mean over seeds with its 95% interval (Student's t below 10 seeds,"
         " bootstrap from 10 on, none for one seed). *Lead* is how far the best setting's"
-        f" {told.metric} lies from the row's, with its 95% interval; one that includes 0 means the two are not told"
+        f" {answer.metric} lies from the row's, with its 95% interval; one that includes 0 means the two are not told"
         " apart. Runs with one seed share their luck, and the lead compares seed by seed: it may be clear although the"
         " settings' own intervals overlap.",
-        settings_table(results, told),
+        settings_table(results, answer),
         *(f"![{path.stem}]({os.path.relpath(path, folder)})\n\n*{text}*" for path, text in pictures.items()),
         *unfinished(results, folder),
         "## What it cost",
@@ -155,20 +158,19 @@ def what_was_swept(results: Results) -> str:
     return "What was varied:\n\n" + "\n".join(lines)
 
 
-def settings_table(results: Results, told: Headline) -> str:
+def settings_table(results: Results, answer: Headline) -> str:
     """A row for each setting, the best one in bold."""
     if not results.groups:
         return "No point is completed yet."
-    there = {name for group in results.groups for point in group.points for name in point.metrics}
-    metrics = [name for name in dict.fromkeys((told.metric, *MAIN)) if name in there]
-    leads = {group.name: lead for group, lead in zip(told.ranking[1:], told.behind, strict=True)}
+    metrics = [name for name in dict.fromkeys((answer.metric, *MAIN)) if name in results.measured]
+    leads = {group.name: lead for group, lead in zip(answer.ranking[1:], answer.behind, strict=True)}
     rows = [[*(f"`{key}`" for key in results.keys), "seeds", *metrics, "lead"]]
     for group in results.groups:
         cells = [*group.setting.values(), str(len(group.points)), *(cell(group.estimate(name)) for name in metrics)]
-        if told.ranking and group is told.ranking[0]:
+        if answer.ranking and group is answer.ranking[0]:
             rows.append([f"**{text}**" for text in [*cells, "best"]])
         else:
-            rows.append([*cells, lead_cell(leads[group.name], told.direction) if group.name in leads else ""])
+            rows.append([*cells, lead_cell(leads[group.name], answer.direction) if group.name in leads else ""])
     return table(rows)
 
 
@@ -183,9 +185,9 @@ def cell(found: Estimate | None) -> str:
     return f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
 
 
-def lead_cell(found: Difference, direction: str) -> str:
+def lead_cell(found: Difference, direction: Direction) -> str:
     """How far the best setting is ahead, as a positive number where it is."""
-    sign = 1 if direction == "max" else -1
+    sign = 1 if direction is Direction.max else -1
     if found.low is None or found.high is None:
         return number(sign * found.mean)
     low, high = sorted((sign * found.low, sign * found.high))

@@ -7,7 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from orpo_exp.metrics import Metric, from_json
 from orpo_exp.runs.states import RESULT, Queue, State, read_result, slurm_queue, state_of
+from orpo_exp.schema import Refused
 from orpo_exp.sweeps.conditions import CONFIG, as_number, canonical, plain_key, read_settings
 from orpo_exp.sweeps.statistics import Estimate, estimate
 from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, read_sweep
@@ -21,7 +23,8 @@ class Point:
     """One run. settings: every known key as text. reason: why it has no result to count, None where it has one.
 
     kept: the settings are what result.json says can change a number; else (before version 0.2) all of config.yaml.
-    metrics: the final held-out metrics, finite ones alone. seconds: its wall time. gpus, cores: what it kept busy.
+    metrics: the final held-out metrics, finite ones alone. declared: what the run says that its metrics are.
+    seconds: its wall time. gpus, cores: what it kept busy.
     """
 
     sweep: Path
@@ -32,6 +35,7 @@ class Point:
     kept: bool = False
     config_hash: str | None = None
     metrics: dict[str, float] = field(default_factory=dict)
+    declared: Mapping[str, Metric] = field(default_factory=dict)
     steps: int = 0
     seconds: float = 0.0
     gpus: int = 0
@@ -81,6 +85,21 @@ class Results:
     repeated: list[Point]
 
     @property
+    def counted(self) -> list[Point]:
+        """The points that the settings consist of."""
+        return [point for group in self.groups for point in group.points]
+
+    @property
+    def measured(self) -> set[str]:
+        """The metrics that a counted point has."""
+        return {name for point in self.counted for name in point.metrics}
+
+    def metric(self, name: str) -> Metric:
+        """What a metric is, as the first point says; its name alone where none does."""
+        found = [point.declared[name] for point in self.counted if name in point.declared]
+        return found[0] if found else from_json(None).get(name, Metric(name.replace("_", " ")))
+
+    @property
     def seconds(self) -> float:
         """Wall time of all points, every attempt counted."""
         return sum(point.seconds for point in self.points)
@@ -97,7 +116,7 @@ class Results:
 
 
 def read_results(folders: Sequence[Path]) -> Results:
-    """Read sweeps' folders, with a sweep.json or without. Raises ValueError for a folder that holds no runs."""
+    """Read sweeps' folders, with a sweep.json or without. Raises Refused for a folder that holds no runs."""
     queue = slurm_queue()
     points, places, typed, titles = [], [], [], []
     for folder in folders:
@@ -120,13 +139,13 @@ def read_results(folders: Sequence[Path]) -> Results:
 
 
 def listed(folder: Path, sweep: Sweep | None) -> dict[str, SweepPoint | None]:
-    """The points' folders by name: those that sweep.json lists or, without it, those that hold a run. Raises ValueError
+    """The points' folders by name: those that sweep.json lists or, without it, those that hold a run. Raises Refused
     where there is none."""
     if sweep:
         return {point.folder: point for point in sweep.points}
     runs = sorted(place.name for place in folder.iterdir() if (place / RESULT).exists()) if folder.is_dir() else []
     if not runs:
-        raise ValueError(f"{folder} is not a sweep's folder: there is no sweep.json, and no folder of a run in it.")
+        raise Refused(f"{folder} is not a sweep's folder: there is no sweep.json, and no folder of a run in it.")
     return dict.fromkeys(runs)
 
 
@@ -145,6 +164,7 @@ def read_point(sweep: Path, name: str, job_id: str | None, queue: Queue) -> Poin
         kept="settings" in result,
         config_hash=result.get("config_hash"),
         metrics={k: float(v) for k, v in (result.get("eval") or {}).items() if v is not None and math.isfinite(v)},
+        declared=from_json(result.get("metrics")),
         steps=result.get("steps", 0),
         seconds=result.get("wall_time_seconds", 0.0),
         gpus=result.get("world_size", 1) if hardware.get("gpus") else 0,

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orpo_exp.runs.states import State, how_many, read_result, slurm_queue, state_of
+from orpo_exp.schema import Refused
 from orpo_exp.sweeps.results import listed, reason
 from orpo_exp.sweeps.sweep_file import read_sweep
 from orpo_exp.tracking.console import duration, number
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a sweep's folder, or one of runs")
     try:
         page = status_table(parser.parse_args(arguments).folder)
-    except (ValueError, OSError) as error:
+    except (Refused, OSError) as error:
         print(f"orpo_exp.sweeps.status: {error}", file=sys.stderr)
         return 2
     Console(highlight=False, width=None if sys.stdout.isatty() else WIDE).print(page)
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def status_table(folder: Path) -> RenderableType:
     """A row for each point, and how many are in which state. Cheap enough to be asked for again and again.
 
-    Raises ValueError where the folder holds no runs.
+    Raises Refused where the folder holds no runs.
     """
     sweep = read_sweep(folder)
     places = listed(folder, sweep)

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from orpo_exp.files import locked, write_atomically
+from orpo_exp.metrics import Direction
+from orpo_exp.schema import Refused
 from orpo_exp.sweeps.report import Headline, headline, page
 from orpo_exp.sweeps.results import Group, Point, Results, read_results
 
@@ -34,7 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m orpo_exp.sweeps.summary", description="Summarise sweeps from disk.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a sweep's folder, or one of runs")
     parser.add_argument("--metric", help=f"held-out metric that decides; {METRIC} if not given")
-    parser.add_argument("--direction", choices=("max", "min"), help="its good end; min for a loss, else max")
+    parser.add_argument(
+        "--direction", choices=list(Direction), type=Direction, help="its good end, where the runs do not say"
+    )
     parser.add_argument(
         "--output", type=Path, help="where a summary of all folders goes; ./summary for several folders"
     )
@@ -47,25 +51,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
             output.mkdir(parents=True, exist_ok=True)
             with locked(output / LOCK):
                 tell(output, summarise(given.folders, output, given.metric, given.direction))
-    except (ValueError, OSError) as error:
+    except (Refused, OSError) as error:
         print(f"orpo_exp.sweeps.summary: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def tell(folder: Path, told: Headline) -> None:
+def tell(folder: Path, answer: Headline) -> None:
     """Print the answer and where the rest of it lies."""
-    print(f"{told.text}\n{folder / 'summary.md'}\n")
+    print(f"{answer.text}\n{folder / 'summary.md'}\n")
 
 
-def write_summary(folder: Path, metric: str | None = None, direction: str | None = None) -> Headline:
+def write_summary(folder: Path, metric: str | None = None, direction: Direction | None = None) -> Headline:
     """Rebuild a sweep's summary in its folder, once whoever does so already has ended.
 
-    metric: what decides; None: rewards/accuracy, or the loss where no run has that. Raises ValueError where the folder
+    metric: what decides; None: rewards/accuracy, or the loss where no run has that. Raises Refused where the folder
     holds no runs, or where no completed point has the metric that was asked for.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; give the folder of a sweep.")
+        raise Refused(f"{folder} is no folder; give the folder of a sweep.")
     with locked(folder / LOCK):
         return summarise([folder], folder, metric, direction)
 
@@ -87,30 +91,33 @@ def point_ended(folder: Path) -> None:
             summarise([folder], folder, None, None)
 
 
-def summarise(folders: Sequence[Path], output: Path, metric: str | None, direction: str | None) -> Headline:
+def summarise(folders: Sequence[Path], output: Path, metric: str | None, direction: Direction | None) -> Headline:
     """Write one summary of all the folders' points into `output`; see write_summary."""
     results = read_results(folders)
-    known = sorted({name for group in results.groups for point in group.points for name in point.metrics})
+    known = results.measured
     if metric and known and metric not in known:
-        raise ValueError(f"no completed point has the metric {metric!r}; there are {', '.join(known)}.")
+        raise Refused(f"no completed point has the metric {metric!r}; there are {', '.join(sorted(known))}.")
     metric = metric or (METRIC if METRIC in known or "loss" not in known else "loss")
-    told = headline(results, metric, direction or ("min" if metric.endswith("loss") else "max"))
+    direction = direction or results.metric(metric).good
+    if direction is None:
+        raise Refused(f"{metric} has no end known as the good one: give --direction max or min.")
+    answer = headline(results, metric, direction)
     command = ["python", "-m", "orpo_exp.sweeps.summary", *(shown(folder) for folder in folders)]
     if len(folders) > 1:
         command += ["--output", shown(output)]
-    pictures = draw_pictures(results, told, output)
-    write_atomically(output / "summary.md", page(results, told, pictures, output, shlex.join(command)))
+    pictures = draw_pictures(results, answer, output)
+    write_atomically(output / "summary.md", page(results, answer, pictures, output, shlex.join(command)))
     write_atomically(output / "summary.csv", as_csv(results, output))
-    write_atomically(output / "summary.json", as_json(results, told, output))
-    return told
+    write_atomically(output / "summary.json", as_json(results, answer, output))
+    return answer
 
 
-def draw_pictures(results: Results, told: Headline, output: Path) -> dict[Path, str]:
+def draw_pictures(results: Results, answer: Headline, output: Path) -> dict[Path, str]:
     """Draw plots/; a picture that cannot be drawn costs no table."""
     from orpo_exp.sweeps.plots import draw_sweep
 
     try:
-        return draw_sweep(results, told.metric, output / "plots")
+        return draw_sweep(results, answer.metric, output / "plots")
     except Exception as error:
         log.warning("the sweep's plots could not be drawn: %s: %s", type(error).__name__, error, exc_info=True)
         return {}
@@ -137,19 +144,19 @@ def as_csv(results: Results, output: Path) -> str:
     return out.getvalue()
 
 
-def as_json(results: Results, told: Headline, output: Path) -> str:
+def as_json(results: Results, answer: Headline, output: Path) -> str:
     """Everything: the answer, each setting's metrics with intervals, each point."""
     content = {
         "title": results.title,
         "swept": results.keys,
         "varies_along": results.along,
-        "metric": told.metric,
-        "direction": told.direction,
-        "answer": told.text,
-        "best": told.ranking[0].setting if told.ranking else None,
+        "metric": answer.metric,
+        "direction": answer.direction,
+        "answer": answer.text,
+        "best": answer.ranking[0].setting if answer.ranking else None,
         "lead": [
             {"setting": group.setting, "told_apart": lead.clear, **asdict(lead)}
-            for group, lead in zip(told.ranking[1:], told.behind, strict=True)
+            for group, lead in zip(answer.ranking[1:], answer.behind, strict=True)
         ],
         "settings": [setting_content(group) for group in results.groups],
         "points": [point_content(point, results, output) for point in results.points],

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from orpo_exp.files import locked, write_atomically
+from orpo_exp.schema import Refused
 
 SWEEP = "sweep.json"
 LOCK = ".sweep.lock"
@@ -34,7 +35,7 @@ class Sweep:
 
 
 def read_sweep(folder: Path) -> Sweep | None:
-    """The sweep of a folder, None where it has no sweep.json. Raises ValueError for one that cannot be understood."""
+    """The sweep of a folder, None where it has no sweep.json. Raises Refused for one that cannot be understood."""
     path = folder / SWEEP
     if not path.exists():
         return None
@@ -43,7 +44,7 @@ def read_sweep(folder: Path) -> Sweep | None:
         return Sweep(**content | {"points": [SweepPoint(**point) for point in content["points"]]})
     except (ValueError, TypeError, KeyError) as error:
         problem = f"{path} cannot be understood ({error})"
-        raise ValueError(f"{problem}. Remove it and give the sweep's command again.") from error
+        raise Refused(f"{problem}. Remove it and give the sweep's command again.") from error
 
 
 def write_sweep(folder: Path, sweep: Sweep) -> None:

@@ -1,16 +1,20 @@
-"""The curves of one run as pictures, drawn from its metrics.jsonl."""
+"""The curves of one run as pictures, drawn from its metrics.jsonl by what its result.json says that its metrics are."""
 
 import itertools
+import json
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orpo_exp.metrics import Direction, Metric, from_json
 from orpo_exp.tracking.jsonl import FILE, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 Records = Sequence[dict[str, Any]]
 
@@ -37,51 +41,41 @@ STYLE: Any = {  # matplotlib wants its keys as literals
     "legend.edgecolor": "none",
     "legend.framealpha": 0.7,
 }
+WIDE = 48  # characters of a title that fit above a panel
 FEW = 40  # up to so many points are marked one by one; more are drawn faintly, with a running mean on top
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: a title and the metrics drawn in it, each as (name, what the legend calls it, colour).
+    """One pair of axes: the metrics drawn in it, each as (name, what the legend calls it, colour).
 
+    title: None where it is what the first metric is.
     held_out: evaluations are drawn as well.
     smooth: many points get a running mean; false for what is set, not measured.
     shade: the area between the first two metrics is filled.
     limits: of the vertical axis, None where they follow the numbers.
-    level: a height worth knowing and its name.
     """
 
-    title: str
     curves: tuple[tuple[str, str, str], ...]
+    title: str | None = None
     held_out: bool = True
     smooth: bool = True
     shade: bool = False
     limits: tuple[float | None, float | None] = (None, None)
-    level: tuple[float, str] | None = None
 
 
 PREFERENCE = (
     Panel(
-        "rewards, the margin between them shaded",
         (("rewards/chosen", "chosen", GREEN), ("rewards/rejected", "rejected", VERMILION)),
+        "rewards, the margin between them shaded",
         shade=True,
     ),
-    Panel("reward margin", (("rewards/margin", "", BLUE),), level=(0.0, "no preference")),
-    Panel(
-        "pairs whose chosen answer is ahead",
-        (("rewards/accuracy", "", BLUE),),
-        limits=(-0.02, 1.02),
-        level=(0.5, "chance"),
-    ),
+    Panel((("rewards/margin", "", BLUE),)),
+    Panel((("rewards/accuracy", "", BLUE),), limits=(-0.02, 1.02)),
 )
 TRAINING = tuple(
-    Panel(title, ((name, "", BLUE),), held_out=False, smooth=measured, limits=(0.0, None))
-    for name, title, measured in (
-        ("lr", "learning rate", False),
-        ("lam", "lambda", False),
-        ("grad_norm", "gradient norm before clipping", True),
-        ("pairs_per_second", "training speed", True),
-    )
+    Panel(((name, "", BLUE),), held_out=False, smooth=measured, limits=(0.0, None))
+    for name, measured in (("lr", False), ("lam", False), ("grad_norm", True), ("pairs_per_second", True))
 )
 
 
@@ -91,11 +85,12 @@ def plot_run(folder: Path) -> list[Path]:
     A metric that is missing is left out, and so is a picture that would be empty.
     """
     records = read_metrics(folder / FILE)
+    about = declared(folder)
     names = {name for record in records for name in record}
     trained = {name for record in records if record["split"] == "train" for name in record}
-    losses = ["loss", *sorted(name for name in names if name.endswith("_loss"))]
+    falling = [name for name, metric in about.items() if metric.good is Direction.min]
     pictures = {
-        "loss": [Panel(name.replace("_", " "), ((name, "", BLUE),)) for name in losses],
+        "loss": [Panel(((name, "", BLUE),)) for name in dict.fromkeys(["loss", *falling])],
         "preference": PREFERENCE,
         "training": TRAINING,
     }
@@ -103,34 +98,58 @@ def plot_run(folder: Path) -> list[Path]:
     for picture, panels in pictures.items():
         there = [p for p in panels if any(name in (names if p.held_out else trained) for name, _, _ in p.curves)]
         if there:
-            written.append(save(folder / "plots" / f"{picture}.png", there, records))
+            written.append(save(folder / "plots" / f"{picture}.png", there, records, about))
     return written
 
 
-def save(path: Path, panels: Sequence[Panel], records: Records) -> Path:
-    """Draw panels side by side, four of them in a square, into one file."""
+def declared(folder: Path) -> dict[str, Metric]:
+    """What a run's metrics are, those of every run among them."""
+    path = folder / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return from_json(None) | from_json(result.get("metrics"))
+
+
+def heading(metric: Metric) -> str:
+    """What a metric is, in lines that fit above a panel."""
+    return textwrap.fill(metric.label, WIDE)
+
+
+def along_axis(name: str, metric: Metric) -> str:
+    """What is written along a metric's axis: its name and its unit."""
+    return f"{name} in {metric.unit}" if metric.unit else name
+
+
+def save(path: Path, panels: Sequence[Panel], records: Records, about: Mapping[str, Metric]) -> Path:
+    """Draw panels into one file."""
     import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        path.parent.mkdir(exist_ok=True)
+        draw(panels, records, about).savefig(path)
+    return path
+
+
+def draw(panels: Sequence[Panel], records: Records, about: Mapping[str, Metric]) -> "Figure":
+    """Draw panels side by side, four of them in a square."""
     from matplotlib.figure import Figure  # without pyplot: no window, nothing global
 
     columns = 2 if len(panels) == 4 else min(len(panels), 3)
     rows = math.ceil(len(panels) / columns)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.4 * columns, 3.0 * rows), layout="constrained")
-        for i, panel in enumerate(panels):
-            draw(figure.add_subplot(rows, columns, i + 1), panel, records)
-        path.parent.mkdir(exist_ok=True)
-        figure.savefig(path)
-    return path
+    figure = Figure(figsize=(4.4 * columns, 3.0 * rows), layout="constrained")
+    for i, panel in enumerate(panels):
+        draw_panel(figure.add_subplot(rows, columns, i + 1), panel, records, about)
+    return figure
 
 
-def draw(ax: "Axes", panel: Panel, records: Records) -> None:
+def draw_panel(ax: "Axes", panel: Panel, records: Records, about: Mapping[str, Metric]) -> None:
     """Draw one panel: training as a line, evaluations as circles, steps without a finite value as crosses below."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     train = [record for record in records if record["split"] == "train"]
     held_out = [record for record in records if record["split"] == "eval" and panel.held_out]
-    if panel.level is not None:
-        ax.axhline(panel.level[0], color="#888888", linestyle=":", linewidth=1.2, label=panel.level[1])
+    metric = about[panel.curves[0][0]]
+    if metric.level is not None:
+        ax.axhline(metric.level[0], color="#888888", linestyle=":", linewidth=1.2, label=metric.level[1])
     for name, label, colour in panel.curves:
         prefix = f"{label}, " if label else ""
         draw_train(ax, *series(train, name), colour, f"{prefix}train", panel.smooth)
@@ -148,8 +167,9 @@ def draw(ax: "Axes", panel: Panel, records: Records) -> None:
         upper, lower = (dict(zip(*series(train, name), strict=True)) for name, _, _ in panel.curves[:2])
         steps = sorted(upper.keys() & lower.keys())
         ax.fill_between(steps, [upper[s] for s in steps], [lower[s] for s in steps], color=INK, alpha=0.07, linewidth=0)
-    ax.set_title(panel.title)
-    ax.set(xlabel="optimizer step", ylabel=" and ".join(name for name, _, _ in panel.curves))
+    ax.set_title(panel.title or heading(metric))
+    label = " and ".join(name for name, _, _ in panel.curves)
+    ax.set(xlabel="optimizer step", ylabel=along_axis(label, metric))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
     ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.5g}"))
     ax.set_ylim(*panel.limits)

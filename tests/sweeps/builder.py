@@ -8,8 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from orpo_exp.metrics import LOGPS, LOSS, REWARDS, TRAINING, Direction, Metric, to_json
 from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, write_sweep
 
+NLL = Metric("negative log-likelihood", "nats per token", Direction.min)
+DECLARED = {"loss": LOSS, "nll_loss": NLL, **REWARDS, **LOGPS, **TRAINING}
 DEAD = 2**22 + 1  # above the largest process number that Linux gives
 
 
@@ -28,10 +31,14 @@ def make_run(
     metrics: Mapping[str, float | None],
     config: Mapping[str, Any] | None = None,
     evaluations: Sequence[Mapping[str, Any]] = (),
+    declared: Mapping[str, Metric] | None = None,
     **values: Any,
 ) -> Path:
-    """A run's folder with its final metrics, its config.yaml, its evaluations, and other values of result.json."""
+    """A run's folder with its final metrics, its config.yaml, its evaluations, what it says that its metrics are (None:
+    nothing, as before version 0.2), and other values of result.json."""
     folder.mkdir(parents=True)
+    if declared is not None:
+        values["metrics"] = to_json(declared)
     (folder / "result.json").write_text(json.dumps(result(**{"eval": dict(metrics)} | values)))
     if config is not None:
         (folder / "config.yaml").write_text(json.dumps(config))  # JSON is YAML

@@ -8,7 +8,7 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-from sweeps.builder import DEAD, make_run, make_sweep
+from sweeps.builder import DEAD, DECLARED, make_run, make_sweep
 
 from orpo_exp.sweeps import summary
 from orpo_exp.sweeps.summary import main, point_ended, write_summary
@@ -44,7 +44,7 @@ def content(folder):
 
 def test_seeds_are_grouped_and_the_best_is_compared_with_the_runner_up(tmp_path):
     folder = lambda_sweep(tmp_path / "sweep")
-    told = write_summary(folder)
+    answer = write_summary(folder)
     found = content(folder)
     assert found["swept"] == ["loss.lam"]
     assert [s["setting"]["loss.lam"] for s in found["settings"]] == ["0", "0.1", "1"]
@@ -61,12 +61,12 @@ def test_seeds_are_grouped_and_the_best_is_compared_with_the_runner_up(tmp_path)
     assert runner_up["setting"] == {"loss.lam": "1"}
     assert (runner_up["mean"], runner_up["low"]) == pytest.approx((0.1, 0.1 - half), rel=1e-6)
     assert runner_up["told_apart"]
-    assert "Best by rewards/accuracy (higher is better): loss.lam=0.1 with 0.7000 ± 0.0248" in told.text
-    assert "leaves 0 out" in told.text
-    assert "3 seeds are few" in told.text
+    assert "Best by rewards/accuracy (higher is better): loss.lam=0.1 with 0.7000 ± 0.0248" in answer.text
+    assert "leaves 0 out" in answer.text
+    assert "3 seeds are few" in answer.text
 
     page = (folder / "summary.md").read_text()
-    assert told.text in page
+    assert answer.text in page
     assert "| **0.1** | **3** | **0.7000 ± 0.0248** | **0.3000 ± 0.0248** | **best** |" in page
     assert "9 of 9 points are completed" in page
     assert not (folder / "summary.md.tmp").exists()
@@ -77,38 +77,48 @@ def test_seeds_are_grouped_and_the_best_is_compared_with_the_runner_up(tmp_path)
 
 def test_a_runner_up_within_the_noise_is_not_told_apart(tmp_path):
     folder = lambda_sweep(tmp_path / "sweep", {"0": (0.5, 0.6), "1": (0.66, 0.5)})
-    told = write_summary(folder)
-    assert "the seeds do not tell the two apart" in told.text
-    assert "over their 2 common seeds" in told.text
+    answer = write_summary(folder)
+    assert "the seeds do not tell the two apart" in answer.text
+    assert "over their 2 common seeds" in answer.text
     assert not content(folder)["lead"][0]["told_apart"]
 
 
 def test_a_tie_has_no_winner(tmp_path):
-    told = write_summary(lambda_sweep(tmp_path / "sweep", {"0": (0.5, 0.6), "1": (0.6, 0.5), "2": (0.1, 0.2)}))
-    assert "2 settings share the best rewards/accuracy" in told.text
-    assert "None of them is ahead" in told.text
+    answer = write_summary(lambda_sweep(tmp_path / "sweep", {"0": (0.5, 0.6), "1": (0.6, 0.5), "2": (0.1, 0.2)}))
+    assert "2 settings share the best rewards/accuracy" in answer.text
+    assert "None of them is ahead" in answer.text
 
 
 def test_one_seed_says_that_it_says_little(tmp_path):
     folder = lambda_sweep(tmp_path / "sweep", {"0": (0.5,), "1": (0.6,)})
-    told = write_summary(folder)
-    assert "loss.lam=1 with 0.6000 (one seed, so no interval)" in told.text
-    assert "one seed cannot say whether that is chance" in told.text
+    answer = write_summary(folder)
+    assert "loss.lam=1 with 0.6000 (one seed, so no interval)" in answer.text
+    assert "one seed cannot say whether that is chance" in answer.text
     assert content(folder)["settings"][0]["metrics"]["rewards/accuracy"]["low"] is None
 
 
-def test_another_metric_decides_where_it_is_asked_for(tmp_path):
-    folder = lambda_sweep(tmp_path / "sweep")
+def test_another_metric_decides_where_it_is_asked_for(tmp_path, capsys):
+    folder = lambda_sweep(tmp_path / "sweep", declared=DECLARED)
     assert "Best by nll_loss (lower is better): loss.lam=0.1" in write_summary(folder, "nll_loss").text
-    assert "Best by nll_loss (higher is better): loss.lam=0 " in write_summary(folder, "nll_loss", "max").text
+    assert main([str(folder), "--metric", "nll_loss", "--direction", "max"]) == 0
+    assert "Best by nll_loss (higher is better): loss.lam=0 " in capsys.readouterr().out
     with pytest.raises(ValueError, match="no completed point has the metric 'nl_loss'; there are lam, nll_loss"):
         write_summary(folder, "nl_loss")
 
 
+@pytest.mark.parametrize(("metric", "declared"), [("lam", DECLARED), ("nll_loss", None)])
+def test_which_end_is_good_is_not_guessed(tmp_path, capsys, metric, declared):
+    folder = lambda_sweep(tmp_path / "sweep", declared=declared)
+    assert main([str(folder), "--metric", metric]) == 2
+    assert f"{metric} has no end known as the good one: give --direction max or min" in capsys.readouterr().err
+    assert main([str(folder), "--metric", metric, "--direction", "min"]) == 0
+    assert f"Best by {metric} (lower is better)" in capsys.readouterr().out
+
+
 def test_ten_seeds_are_bootstrapped(tmp_path):
     folder = lambda_sweep(tmp_path / "sweep", {"0": tuple(0.5 + i * i / 1000 for i in range(10))})
-    told = write_summary(folder)
-    assert "bootstrap (BCa), 10 seeds" in told.text
+    answer = write_summary(folder)
+    assert "bootstrap (BCa), 10 seeds" in answer.text
     assert content(folder)["settings"][0]["metrics"]["rewards/accuracy"]["method"] == "bootstrap (BCa), 10 seeds"
 
 
@@ -139,9 +149,9 @@ def test_a_killed_point_says_when_it_was_last_heard_of(tmp_path):
     folder = tmp_path / "sweep"
     (killed,) = make_sweep(folder, [{"seed": "0"}])
     make_run(killed, {}, status="running", pid=DEAD, steps=40)
-    told = write_summary(folder)
-    assert told.text.startswith("No completed point has the metric rewards/accuracy yet.")
-    assert "1 of 1 points have no result" in told.text
+    answer = write_summary(folder)
+    assert answer.text.startswith("No completed point has the metric rewards/accuracy yet.")
+    assert "1 of 1 points have no result" in answer.text
     assert "killed after step 40 of 100; last heard of" in (folder / "summary.md").read_text()
 
 

@@ -2,16 +2,18 @@ import itertools
 import math
 
 import pytest
-from sweeps.builder import make_run, make_sweep
+from sweeps.builder import DECLARED, make_run, make_sweep
 
-from orpo_exp.sweeps.plots import draw_sweep
+from orpo_exp.metrics import Metric
+from orpo_exp.sweeps import plots
+from orpo_exp.sweeps.plots import against, draw_sweep, heat_map
 from orpo_exp.sweeps.results import read_results
 
 PNG = b"\x89PNG"
 METRIC = "rewards/accuracy"
 
 
-def drawn(folder, evaluations=3, **swept):
+def drawn(folder, evaluations=3, declared=None, **swept):
     """Draw a sweep over every combination of these values; names of the pictures."""
     points = [dict(zip(swept, map(str, values), strict=True)) for values in itertools.product(*swept.values())]
     for i, place in enumerate(make_sweep(folder, [{k.replace("_", "."): v for k, v in p.items()} for p in points])):
@@ -19,7 +21,7 @@ def drawn(folder, evaluations=3, **swept):
         if "loss_lam" in swept:
             metrics["lam"] = float(points[i]["loss_lam"])
         steps = [{"step": step, **metrics} for step in range(evaluations)]
-        make_run(place, metrics, evaluations=steps, seed=int(points[i].get("seed", 0)))
+        make_run(place, metrics, evaluations=steps, declared=declared, seed=int(points[i].get("seed", 0)))
     results = read_results([folder])
     pictures = draw_sweep(results, METRIC, folder / "plots")
     assert all(path.read_bytes().startswith(PNG) and text for path, text in pictures.items())
@@ -44,6 +46,20 @@ ALL = {"metrics", "further_metrics", "learning_curves"}
 )
 def test_what_was_swept_decides_the_pictures(tmp_path, swept, expected):
     assert drawn(tmp_path, **swept) == expected
+
+
+def test_panels_say_what_a_metric_is_in_which_unit_and_what_is_worth_knowing(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(plots, "heat_map", lambda *given: figures.append(heat_map(*given)) or figures[-1])
+    monkeypatch.setattr(plots, "against", lambda *given: figures.append(against(*given)) or figures[-1])
+    shift = Metric("how far the policy went", "nats", level=(0.25, "enough"))
+    drawn(tmp_path, declared=DECLARED | {"odds_ratio_loss": shift}, loss_lam=(0, 1), optimizer_lr=(1, 2))
+    panels = {ax.get_ylabel(): ax for figure in figures for ax in figure.axes}
+    assert panels["odds_ratio_loss in nats"].get_title(loc="left") == "how far the policy went"
+    assert "enough" in {text.get_text() for text in panels["odds_ratio_loss in nats"].texts}
+    assert panels["nll_loss in nats per token"].get_title(loc="left") == "negative log-likelihood"
+    assert "share of pairs" in panels[METRIC].get_title(loc="left")
+    assert f"{METRIC}, mean over seeds" in panels
 
 
 def test_without_evaluations_on_the_way_there_are_no_curves(tmp_path):

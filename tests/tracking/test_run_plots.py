@@ -1,9 +1,12 @@
 import json
 import math
 
+import matplotlib
 import pytest
 
-from orpo_exp.tracking.plots import plot_run, running_mean
+from orpo_exp.metrics import Direction, Metric, from_json, to_json
+from orpo_exp.tracking import plots
+from orpo_exp.tracking.plots import STYLE, draw, plot_run, running_mean
 
 PNG = b"\x89PNG"
 
@@ -36,8 +39,51 @@ def test_one_step_is_enough(tmp_path):
 def test_what_is_missing_is_left_out(tmp_path):
     assert names(tmp_path) == []
     assert names(tmp_path, record(1, loss=1.0)) == ["loss.png"]
-    assert names(tmp_path, record(1, some_loss=1.0), record(1, "eval", lam=0.1)) == ["loss.png"]
+    assert names(tmp_path, record(1, "eval", lam=0.1)) == []
     assert names(tmp_path, record(1, lr=0.0)) == ["training.png"]
+
+
+def panels(folder, monkeypatch, *records):
+    """The panels of a run's pictures: title, name along the axis and legend by picture."""
+    found = {}
+
+    def save(path, panels, records, about):
+        with matplotlib.rc_context(STYLE):
+            figure = draw(panels, records, about)
+        legends = [ax.get_legend_handles_labels()[1] for ax in figure.axes]
+        words = [(ax.get_title(loc="left"), ax.get_ylabel()) for ax in figure.axes]
+        found[path.stem] = [(*pair, *legend) for pair, legend in zip(words, legends, strict=True)]
+        return path
+
+    monkeypatch.setattr(plots, "save", save)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    plots.plot_run(folder)
+    return found
+
+
+def test_what_is_to_fall_is_drawn_beside_the_loss(tmp_path, monkeypatch):
+    """As result.json says it, not by its name."""
+    declared = from_json(None) | {
+        "surprise": Metric("surprise at the chosen answers", "nats", Direction.min, (2.0, "uniform")),
+        "win_loss": Metric("wins less losses", good=Direction.max),
+    }
+    (tmp_path / "result.json").write_text(json.dumps({"metrics": to_json(declared)}))
+    found = panels(tmp_path, monkeypatch, record(1, loss=1.0, surprise=1.0, win_loss=1.0, **{"rewards/accuracy": 0.5}))
+    assert found["loss"] == [
+        ("loss", "loss", "train"),
+        ("surprise at the chosen answers", "surprise in nats", "uniform", "train"),
+    ]
+    title, label, *legend = found["preference"][0]
+    assert "share of pairs" in title
+    assert (label, legend) == ("rewards/accuracy", ["chance", "train"])
+
+
+def test_a_folder_that_does_not_say_what_its_metrics_are_has_those_of_every_run(tmp_path, monkeypatch):
+    found = panels(tmp_path, monkeypatch, record(1, loss=1.0, some_loss=1.0, pairs_per_second=2.0))
+    assert found == {
+        "loss": [("loss", "loss", "train")],
+        "training": [("training speed", "pairs_per_second in pairs/s", "train")],
+    }
 
 
 @pytest.mark.parametrize("split", ["train", "eval"])
