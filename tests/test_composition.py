@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
 
 from orpo_exp.cli import check, compose
-from orpo_exp.schema import ConfigError
+from orpo_exp.config import RunConfig, TrainConfig
+from orpo_exp.schema import ConfigError, flat
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -16,6 +18,7 @@ PRESETS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 OPTIONS = sorted(
     (file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name not in ("experiment", "hydra")
 )
+FILES = [*OPTIONS, *(("hydra/launcher", file.stem) for file in sorted((CONF / "hydra" / "launcher").glob("*.yaml")))]
 MISSING = {"json": "data.path=x.json", "hub": "data.path=x/y", "hf": "model.path=x/y"}
 
 
@@ -51,24 +54,36 @@ def test_presets_compose_with_every_option(preset):
         assert order.experiment == preset
 
 
-@pytest.mark.parametrize(("group", "option"), OPTIONS)
-def test_every_key_of_an_option_is_explained_and_every_field_has_its_key(group, option):
+def differing(given: DictConfig, schema: DictConfig) -> dict[str, tuple[object, object]]:
+    """What YAML sets to another value than the dataclass has, where that has one: key -> both."""
+    own = flat(OmegaConf.to_container(schema, enum_to_str=True))
+    set_to = flat(OmegaConf.to_container(OmegaConf.merge(schema, given), enum_to_str=True))
+    return {key: (value, own.get(key)) for key, value in set_to.items() if own.get(key) not in (value, "???")}
+
+
+@pytest.mark.parametrize(("group", "option"), FILES)
+def test_every_key_of_an_option_is_explained_and_every_field_has_its_key_and_its_default(group, option):
     text = (CONF / group / f"{option}.yaml").read_text()
     assert re.match(r"(# @package .*\n)?# \S", text), "the file begins with what the option is"
     lines = text.splitlines()
     keys = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"(\w+):", line)) and m[1] != "defaults"}
     for key, i in keys.items():
         assert "#" in lines[i] or lines[i - 1].startswith("#"), f"{key} has no comment"
-    if f"{option}.yaml" in ConfigStore.instance().repo["schema"].get(group, {}):
-        schema = ConfigStore.instance().repo["schema"][group][f"{option}.yaml"].node
+    components = ConfigStore.instance().repo["schema"].get(Path(group).name, {})
+    if f"{option}.yaml" in components:
+        schema = components[f"{option}.yaml"].node
         placed = set(re.findall(r"@(\w+)\.", text))  # whole groups that the defaults list puts below a key
         assert set(keys) | placed == set(schema), f"{group}/{option}.yaml and its schema have different keys"
+        given = OmegaConf.load(CONF / group / f"{option}.yaml")
+        assert placed or not differing(OmegaConf.masked_copy(given, list(keys)), schema)
 
 
-def test_run_wide_keys_are_explained():
-    from orpo_exp.config import RunConfig, TrainConfig
-
+def test_run_wide_keys_are_explained_and_have_their_defaults():
     text = (CONF / "config.yaml").read_text()
+    keys = ["seed", "resume", "processes", "sweep", "train"]
+    given = OmegaConf.masked_copy(OmegaConf.load(CONF / "config.yaml"), keys)
+    assert set(given.train) == {f.name for f in fields(TrainConfig)}
+    assert not differing(given, OmegaConf.structured(RunConfig))
     own = [f.name for f in fields(RunConfig) if f.name in ("seed", "processes")]
     for key in [*own, *(f.name for f in fields(TrainConfig))]:
         assert re.search(rf"^ *{key}: .* # \S", text, re.MULTILINE), key

@@ -55,7 +55,7 @@ class OptimizerFactory(ABC):
 class SchedulerConfig(Settings):
     """Settings every schedule has. warmup: below 1 a share of all steps, from 1 on a number of steps."""
 
-    warmup: float = setting(0.0, ge=0)
+    warmup: float = setting(0.05, ge=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,8 +18,9 @@ class SGD(OptimizerFactory):
 
     @dataclass
     class Config(OptimizerConfig):
-        """momentum: how much of the last update is kept."""
+        """lr: as in OptimizerConfig, but for its default; momentum: how much of the last update is kept."""
 
+        lr: float | None = setting(0.1, gt=0)
         momentum: float = setting(0.0, ge=0, lt=1)
 
     config: Config

@@ -153,10 +153,9 @@ OPTIONS = ("constant", "linear_warmup", "linear_decay", "cosine_decay", "step", 
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_each_is_an_option_whose_values_are_the_defaults(option):
+def test_each_is_an_option(option):
     overrides = ["+experiment=quickstart", f"lam_schedule={option}"]
     config = check(compose(overrides, None), overrides).config.lam_schedule
     schedule = LAM_SCHEDULES.build(config, 0.1, 100)
-    assert config == type(config)()
     assert schedule.varies == (option != "constant")
     assert schedule.weight(1) == (0.0 if option == "linear_warmup" else 0.1)

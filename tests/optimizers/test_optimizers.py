@@ -29,14 +29,17 @@ def test_warmup_rises_to_the_peak_in_steps_or_as_a_share():
 
 
 def test_decays_end_at_their_final_share():
-    for schedule in (Linear(Linear.Config(final=0.2), 10), Cosine(Cosine.Config(final=0.2), 10)):
+    for schedule in (
+        Linear(Linear.Config(warmup=0.0, final=0.2), 10),
+        Cosine(Cosine.Config(warmup=0.0, final=0.2), 10),
+    ):
         factors = [schedule.factor(step) for step in range(1, 12)]
         assert factors == sorted(factors, reverse=True)
         assert factors[0] == 1
         assert factors[-1] == pytest.approx(0.2)
-    assert Linear(Linear.Config(), 10).factor(6) == pytest.approx(0.5)
+    assert Linear(Linear.Config(warmup=0.0), 10).factor(6) == pytest.approx(0.5)
     assert Cosine(Cosine.Config(warmup=2), 12).factor(8) == pytest.approx(0.5)
-    assert Cosine(Cosine.Config(), 8).factor(3) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert Cosine(Cosine.Config(warmup=0.0), 8).factor(3) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.5, 1.0, 7.0])
