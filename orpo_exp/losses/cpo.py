@@ -39,7 +39,7 @@ class CPO(Loss):
     @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
         chosen, rejected = self.config.beta * policy.chosen.sum(), self.config.beta * policy.rejected.sum()
-        preference = smoothed_logistic(chosen - rejected, self.config.label_smoothing)
+        preference = smoothed_logistic(chosen - rejected, self.config.label_smoothing)  # (pairs,)
         return with_likelihood(preference, weight, chosen, rejected, policy, counts)
 
 
@@ -70,5 +70,5 @@ class SLiC(Loss):
     @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
         chosen, rejected = self.config.beta * policy.chosen.sum(), self.config.beta * policy.rejected.sum()
-        preference = torch.relu(1 - (chosen - rejected))
+        preference = torch.relu(1 - (chosen - rejected))  # (pairs,)
         return with_likelihood(preference, self.config.alpha, chosen, rejected, policy, counts)

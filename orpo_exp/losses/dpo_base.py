@@ -147,7 +147,7 @@ class ReferenceLoss(Loss):
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
         assert reference is not None, "the loss declares that it needs a reference"
         scores = self.scores(policy, reference)
-        losses = self.pair_losses(scores)
+        losses = self.pair_losses(scores)  # (pairs,)
         if self.config.wpo:
             losses = losses * wpo_weight(policy.chosen) * wpo_weight(policy.rejected)
         chosen, rejected = self.config.beta * scores.chosen_logratio, self.config.beta * scores.rejected_logratio
@@ -180,7 +180,7 @@ def tail_weighed(logps: TokenLogps, shared: Tensor, weight: float) -> TokenLogps
     """
     starts = logps.lengths.cumsum(0) - logps.lengths
     place = torch.arange(int(logps.lengths.sum()), device=starts.device) - starts.repeat_interleave(logps.lengths)
-    tail = (place >= shared.repeat_interleave(logps.lengths)).to(logps.values.device)
+    tail = (place >= shared.repeat_interleave(logps.lengths)).to(logps.values.device)  # (tokens,) bool
     values = logps.values.double()
     return TokenLogps(torch.where(tail, weight * values, values), logps.lengths)
 

@@ -75,12 +75,12 @@ class KTO(Loss):
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
         assert reference is not None, "KTO declares that it needs a reference"
         beta = self.config.beta
-        chosen = beta * log_ratio(policy.chosen, reference.chosen)
+        chosen = beta * log_ratio(policy.chosen, reference.chosen)  # (pairs,)
         rejected = beta * log_ratio(policy.rejected, reference.rejected)
         with torch.no_grad():
             mismatched = log_ratio(policy.mismatched_chosen, reference.mismatched_chosen).sum()
             mismatched += log_ratio(policy.mismatched_rejected, reference.mismatched_rejected).sum()
-            kl = (mismatched / (2 * counts.pairs)).clamp(min=0)
+            kl = (mismatched / (2 * counts.pairs)).clamp(min=0)  # (), of the global batch
 
         # 1 - sigmoid(x) = sigmoid(-x), which does not cancel
         desirable = self.config.desirable_weight * torch.sigmoid(beta * kl - chosen)

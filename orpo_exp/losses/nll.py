@@ -34,7 +34,7 @@ def nll_term(policy: PairLogps, counts: Counts, tokens: NLLTokens, average: NLLA
     token: a mean over all scored tokens of the global batch, so that long answers weigh more.
     sequence: each pair's mean over its own tokens, then a mean over pairs; a pair without a scored token counts 0.
     """
-    total, lengths, of_all = policy.chosen.sum(), policy.chosen.lengths, counts.chosen_tokens
+    total, lengths, of_all = policy.chosen.sum(), policy.chosen.lengths, counts.chosen_tokens  # (pairs,), (pairs,), int
     if tokens is NLLTokens.prompt_and_answer:
         assert policy.prompt is not None  # `nll_needs` asked for it
         total, lengths = total + policy.prompt.sum(), lengths + policy.prompt.lengths

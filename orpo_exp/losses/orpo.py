@@ -111,13 +111,13 @@ class ORPO(Loss):
     @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
         """The terms are without their weights."""
-        log_odds_ratio = self.log_odds(policy.chosen) - self.log_odds(policy.rejected)
+        log_odds_ratio = self.log_odds(policy.chosen) - self.log_odds(policy.rejected)  # (pairs,)
         if self.config.average is Average.pair:
             odds_ratio_loss = -F.logsigmoid(log_odds_ratio).sum() / counts.pairs
         else:
             assert len(log_odds_ratio) == counts.pairs  # `scope` asked for the whole batch
             pooled = self.log_odds(as_one_answer(policy.chosen)) - self.log_odds(as_one_answer(policy.rejected))
-            odds_ratio_loss = -F.logsigmoid(pooled).sum()
+            odds_ratio_loss = -F.logsigmoid(pooled).sum()  # from (1,)
         nll_loss = nll_term(policy, counts, self.config.nll, self.config.nll_average)
         rewards = reward_metrics(policy.chosen.mean(), policy.rejected.mean(), policy)
         return LossOutput(

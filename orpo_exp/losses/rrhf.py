@@ -36,5 +36,5 @@ class RRHF(Loss):
     @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
         chosen, rejected = policy.chosen.mean(), policy.rejected.mean()
-        preference = torch.relu(rejected - chosen + self.config.margin)
+        preference = torch.relu(rejected - chosen + self.config.margin)  # (pairs,)
         return with_likelihood(preference, self.config.nll_weight, chosen, rejected, policy, counts)

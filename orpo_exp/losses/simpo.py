@@ -44,7 +44,7 @@ class SimPO(Loss):
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
         """The NLL has no weight here: it is only reported."""
         chosen, rejected = self.config.beta * policy.chosen.mean(), self.config.beta * policy.rejected.mean()
-        preference = smoothed_logistic(chosen - rejected - self.config.gamma, self.config.label_smoothing)
+        preference = smoothed_logistic(chosen - rejected - self.config.gamma, self.config.label_smoothing)  # (pairs,)
         return with_likelihood(preference, 0.0, chosen, rejected, policy, counts)
 
 
@@ -73,7 +73,7 @@ class CPOSimPO(Loss):
     @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
         chosen, rejected = self.config.beta * policy.chosen.mean(), self.config.beta * policy.rejected.mean()
-        preference = smoothed_logistic(chosen - rejected - self.config.gamma, self.config.label_smoothing)
+        preference = smoothed_logistic(chosen - rejected - self.config.gamma, self.config.label_smoothing)  # (pairs,)
         return with_likelihood(preference, weight, chosen, rejected, policy, counts)
 
 
@@ -125,5 +125,5 @@ class AlphaPO(Loss):
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
         beta, alpha = self.config.beta, self.config.alpha
         chosen, rejected = (beta * shaped(answer.mean(), alpha) for answer in (policy.chosen, policy.rejected))
-        preference = smoothed_logistic(chosen - rejected - self.config.gamma, self.config.label_smoothing)
+        preference = smoothed_logistic(chosen - rejected - self.config.gamma, self.config.label_smoothing)  # (pairs,)
         return with_likelihood(preference, self.config.nll_weight, chosen, rejected, policy, counts)
