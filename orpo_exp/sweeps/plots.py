@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from orpo_exp.sweeps.axes import colours, format_values, name_ticks, new_figure, numeric, values_of
 from orpo_exp.sweeps.conditions import as_number
-from orpo_exp.sweeps.report import MAIN
+from orpo_exp.sweeps.report import columns
 from orpo_exp.sweeps.results import Group, Results
 from orpo_exp.tracking.console import number
 from orpo_exp.tracking.jsonl import FILE, read_metrics
@@ -31,7 +31,7 @@ def draw_sweep(results: Results, metric: str, folder: Path) -> dict[Path, str]:
     import matplotlib
 
     groups, keys = results.groups, results.keys
-    main = [name for name in dict.fromkeys((metric, *MAIN)) if name in results.measured]
+    main = columns(results, metric)
     others = sorted(results.measured - set(main))
     # not what was asked for, as lambda is where no schedule has moved it
     further = [name for name in others if varies(groups, name) and not is_setting(groups, name)]

@@ -41,6 +41,7 @@ def headline(results: Results, metric: str, direction: Direction) -> Headline:
     unfinished = sum(point.state is not State.completed for point in results.points)
     doubts = [
         *([f"{unfinished} of {len(results.points)} points have no result."] if unfinished else []),
+        *different_ways(results, metric),
         *(reservations([len(group.values(metric)) for group in ranking]) if ranking else []),
     ]
     return Headline(metric, direction, ranking, behind, f"{text}\n\nTake care: {' '.join(doubts)}" if doubts else text)
@@ -72,6 +73,19 @@ def sentences(metric: str, direction: Direction, ranking: Sequence[Group], behin
         names = "; ".join(alike) if len(alike) <= MOST_NAMES else f"{len(alike)} of the {len(behind)} other settings"
         said.append(f"Not told apart from the best: {names}.")
     return " ".join(said)
+
+
+def different_ways(results: Results, metric: str) -> list[str]:
+    """That settings compute a metric in different ways, where they do: which ones, and how."""
+    ways = results.definitions(metric)
+    if len(ways) < 2:
+        return []
+    named = {
+        way or "not said how": "; ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} settings"
+        for way, names in ways.items()
+    }
+    said = f"{metric} is computed in different ways, and compares only settings that do so alike"
+    return [f"{said}: {'; '.join(f'{way} ({names})' for way, names in named.items())}."]
 
 
 def reservations(counts: Sequence[int]) -> list[str]:
@@ -119,6 +133,7 @@ def in_words(found: Estimate) -> str:
 def page(results: Results, answer: Headline, pictures: Mapping[Path, str], folder: Path, rebuild: str) -> str:
     """summary.md. pictures: file to what it shows. folder: where the page will lie. rebuild: the command for it."""
     completed = sum(point.state is State.completed for point in results.points)
+    others = [name for name in columns(results, answer.metric) if name != answer.metric]
     parts = [
         f"# {results.title}",
         answer.text,
@@ -131,6 +146,7 @@ def page(results: Results, answer: Headline, pictures: Mapping[Path, str], folde
         " apart. Runs with one seed share their luck, and the lead compares seed by seed: it may be clear although the"
         " settings' own intervals overlap.",
         settings_table(results, answer),
+        *(f"Take care: {said}" for name in others for said in different_ways(results, name)),
         *(f"![{path.stem}]({os.path.relpath(path, folder)})\n\n*{text}*" for path, text in pictures.items()),
         *unfinished(results, folder),
         "## What it cost",
@@ -158,11 +174,16 @@ def what_was_swept(results: Results) -> str:
     return "What was varied:\n\n" + "\n".join(lines)
 
 
+def columns(results: Results, metric: str) -> list[str]:
+    """The metrics that stand side by side: the one that ranks, then the main ones, as far as a point has them."""
+    return [name for name in dict.fromkeys((metric, *MAIN)) if name in results.measured]
+
+
 def settings_table(results: Results, answer: Headline) -> str:
     """A row for each setting, the best one in bold."""
     if not results.groups:
         return "No point is completed yet."
-    metrics = [name for name in dict.fromkeys((answer.metric, *MAIN)) if name in results.measured]
+    metrics = columns(results, answer.metric)
     leads = {group.name: lead for group, lead in zip(answer.ranking[1:], answer.behind, strict=True)}
     rows = [[*(f"`{key}`" for key in results.keys), "seeds", *metrics, "lead"]]
     for group in results.groups:

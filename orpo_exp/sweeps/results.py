@@ -46,6 +46,10 @@ class Point:
         """The seed as text."""
         return self.settings.get(SEED, "")
 
+    def definition(self, metric: str) -> str:
+        """How a metric is computed, empty where the run does not say."""
+        return self.declared[metric].definition if metric in self.declared else ""
+
 
 @dataclass
 class Group:
@@ -98,6 +102,14 @@ class Results:
         """What a metric is, as the first point says; its name alone where none does."""
         found = [point.declared[name] for point in self.counted if name in point.declared]
         return found[0] if found else from_json(None).get(name, Metric(name.replace("_", " ")))
+
+    def definitions(self, name: str) -> dict[str, list[str]]:
+        """The ways in which a metric is computed, and the settings that do so; empty where a run does not say."""
+        found: dict[str, list[str]] = {}
+        for group in self.groups:
+            for way in dict.fromkeys(point.definition(name) for point in group.points if name in point.metrics):
+                found.setdefault(way, []).append(group.name)
+        return found
 
     @property
     def seconds(self) -> float:

@@ -27,7 +27,7 @@ from orpo_exp.sweeps.results import Group, Point, Results, read_results
 
 log = logging.getLogger(__name__)
 
-METRIC = "rewards/accuracy"
+METRIC, SAME = "rewards/accuracy", "logps/accuracy"  # what ranks; what all losses define alike
 LOCK = ".summary.lock"
 
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Rebuild summaries and print the answers; 0, or 2 where a folder is none of a sweep."""
     parser = argparse.ArgumentParser("python -m orpo_exp.sweeps.summary", description="Summarise sweeps from disk.")
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="a sweep's folder, or one of runs")
-    parser.add_argument("--metric", help=f"held-out metric that decides; {METRIC} if not given")
+    parser.add_argument("--metric", help=f"held-out metric that decides; {METRIC}, or {SAME}, if not given")
     parser.add_argument(
         "--direction", choices=list(Direction), type=Direction, help="its good end, where the runs do not say"
     )
@@ -65,8 +65,9 @@ def tell(folder: Path, answer: Headline) -> None:
 def write_summary(folder: Path, metric: str | None = None, direction: Direction | None = None) -> Headline:
     """Rebuild a sweep's summary in its folder, once whoever does so already has ended.
 
-    metric: what decides; None: rewards/accuracy, or the loss where no run has that. Raises Refused where the folder
-    holds no runs, or where no completed point has the metric that was asked for.
+    metric: what decides; None: see ranking_metric. direction: its good end; None: as the runs declare it.
+    Raises Refused where the folder holds no runs, where no completed point has the metric that was asked for, or where
+    its good end is not known.
     """
     if not folder.is_dir():
         raise Refused(f"{folder} is no folder; give the folder of a sweep.")
@@ -97,7 +98,7 @@ def summarise(folders: Sequence[Path], output: Path, metric: str | None, directi
     known = results.measured
     if metric and known and metric not in known:
         raise Refused(f"no completed point has the metric {metric!r}; there are {', '.join(sorted(known))}.")
-    metric = metric or (METRIC if METRIC in known or "loss" not in known else "loss")
+    metric = metric or ranking_metric(results)
     direction = direction or results.metric(metric).good
     if direction is None:
         raise Refused(f"{metric} has no end known as the good one: give --direction max or min.")
@@ -110,6 +111,15 @@ def summarise(folders: Sequence[Path], output: Path, metric: str | None, directi
     write_atomically(output / "summary.csv", as_csv(results, output))
     write_atomically(output / "summary.json", as_json(results, answer, output))
     return answer
+
+
+def ranking_metric(results: Results) -> str:
+    """What ranks where nobody says: the first of the two accuracies that all settings have and define alike; without
+    one rewards/accuracy nevertheless, or the loss where no run has that."""
+    for name in (METRIC, SAME):
+        if all(group.values(name) for group in results.groups) and len(results.definitions(name)) == 1:
+            return name
+    return "loss" if "loss" in results.measured and METRIC not in results.measured else METRIC
 
 
 def draw_pictures(results: Results, answer: Headline, output: Path) -> dict[Path, str]:
