@@ -1,6 +1,7 @@
 """What the screen shows of a run."""
 
 import atexit
+import errno
 import io
 import json
 import math
@@ -8,6 +9,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -90,7 +92,8 @@ class ConsoleTracker(Tracker):
     def finish(self, result: Mapping[str, Any]) -> None:
         """Take the bar down and print the last page."""
         if self._bar is not None:
-            self._bar.stop()
+            with silent_once_gone():
+                self._bar.stop()
             atexit.unregister(self._bar.stop)
         status, total = str(result.get("status")), self._run.total_steps
         head = Text.assemble((status, STYLES.get(status, "bold yellow")), ending(result, total))
@@ -110,10 +113,11 @@ class ConsoleTracker(Tracker):
         """Print a page, as text where there is no terminal, and keep its text in run.log."""
         text = plain(page)
         PAGES.info("%s", text)
-        if self._bar is not None:
-            CONSOLE.print(page, crop=False)
-        else:
-            CONSOLE.print(Text(text), soft_wrap=True)
+        with silent_once_gone():
+            if self._bar is not None:
+                CONSOLE.print(page, crop=False)
+            else:
+                CONSOLE.print(Text(text), soft_wrap=True)
 
     def _progress(self, step: int, metrics: Mapping[str, float]) -> None:
         now, total = time.monotonic(), self._run.total_steps
@@ -139,7 +143,19 @@ class ConsoleTracker(Tracker):
             line = f"step {step}/{total} ({100 * step // max(total, 1)}%)  {numbers}"
             PAGES.info("%s", line)
             if self._bar is None:
-                CONSOLE.print(Text(line), soft_wrap=True)
+                with silent_once_gone():
+                    CONSOLE.print(Text(line), soft_wrap=True)
+
+
+@contextmanager
+def silent_once_gone() -> Iterator[None]:
+    """Fall silent where the terminal has closed, as where a pipe's reader has gone: run.log still hears everything."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        CONSOLE.on_broken_pipe()
 
 
 def configuration_tree(run: RunInfo) -> Tree:
