@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 from rich.text import Text
 from rich.tree import Tree
+from typing_extensions import override
 
 from orpo_exp.tracking.base import TRACKERS, RunInfo, Tracker, TrackerConfig
 from orpo_exp.tracking.jsonl import FILE, read_metrics
@@ -53,6 +54,7 @@ class ConsoleTracker(Tracker):
     class Config(TrackerConfig):
         """There is nothing to choose."""
 
+    @override
     def start(self, run: RunInfo) -> None:
         """Print the configuration and put up the bar."""
         self._run = run
@@ -79,6 +81,7 @@ class ConsoleTracker(Tracker):
             CONSOLE.show_cursor(True)  # a run that is killed outright could not bring it back
             atexit.register(self._bar.stop)
 
+    @override
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Move the bar, or now and then print a line; print an evaluation's table."""
         if split == "train":
@@ -89,6 +92,7 @@ class ConsoleTracker(Tracker):
             columns = {f"step {record['step']}": record for record in (self._evaluations[0], self._evaluations[-1])}
             self._show(Group(evaluation_table(columns), ""))
 
+    @override
     def finish(self, result: Mapping[str, Any]) -> None:
         """Take the bar down and print the last page."""
         if self._bar is not None:

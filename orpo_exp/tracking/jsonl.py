@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from typing_extensions import override
+
 from orpo_exp.tracking.base import RunInfo, Tracker, TrackerConfig
 
 FILE = "metrics.jsonl"
@@ -25,6 +27,7 @@ class Jsonl(Tracker):
         super().__init__(TrackerConfig())
         self._file: IO[str] | None = None
 
+    @override
     def start(self, run: RunInfo) -> None:
         """Open the file, cut where the run goes on: the steps after its checkpoint are about to be written again."""
         path = run.folder / FILE
@@ -36,6 +39,7 @@ class Jsonl(Tracker):
             beside.replace(path)
         self._file = path.open("a", encoding="utf-8")
 
+    @override
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Write and flush one line."""
         assert self._file is not None, "log() before start()"
@@ -45,11 +49,13 @@ class Jsonl(Tracker):
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
 
+    @override
     def flush(self) -> None:
         """Have every line outlast the machine."""
         assert self._file is not None, "flush() before start()"
         os.fsync(self._file.fileno())
 
+    @override
     def finish(self, result: Mapping[str, Any]) -> None:
         """Close the file."""
         if self._file is not None:

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from typing_extensions import override
+
 from orpo_exp.schema import setting
 from orpo_exp.tracking.base import TRACKERS, RunInfo, Tracker, TrackerConfig
 
@@ -24,6 +26,7 @@ class TensorBoard(Tracker):
     config: Config
     _writer: "SummaryWriter | None" = None
 
+    @override
     def start(self, run: RunInfo) -> None:
         """Open the folder. Of what an earlier part of the run wrote TensorBoard drops what is to be repeated."""
         from omegaconf import OmegaConf
@@ -38,17 +41,20 @@ class TensorBoard(Tracker):
             text = OmegaConf.to_yaml(OmegaConf.create(dict(run.config)))
             self._writer.add_text("config", "\n".join("    " + line for line in text.splitlines()))  # a code block
 
+    @override
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Add one scalar for each metric."""
         assert self._writer is not None, "log() before start()"
         for name, value in metrics.items():
             self._writer.add_scalar(f"{split}/{name}", value, step)
 
+    @override
     def flush(self) -> None:
         """Write what waits to be written."""
         assert self._writer is not None, "flush() before start()"
         self._writer.flush()
 
+    @override
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the rest and close."""
         if self._writer is not None:

@@ -8,6 +8,8 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from orpo_exp.tracking.base import TRACKERS, RunInfo, Tracker, TrackerConfig
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,7 @@ class WandB(Tracker):
         super().__init__(config)
         self._run: Any = None
 
+    @override
     def start(self, run: RunInfo) -> None:
         """Begin the W&B run, or go on with it. Raises RuntimeError where the mode is online and there is no key."""
         c = self.config
@@ -93,6 +96,7 @@ class WandB(Tracker):
         if c.mode is Mode.online:
             log.info("W&B: %s", self._run.url)
 
+    @override
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         """Log the metrics under their split."""
         if self._run is not None:
@@ -100,6 +104,7 @@ class WandB(Tracker):
             place = 2 * step + (split == "eval")
             self._run.log({"step": step, **{f"{split}/{name}": value for name, value in metrics.items()}}, step=place)
 
+    @override
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write the summary and end the W&B run: as finished where the run completed, else as failed."""
         if self._run is None:
