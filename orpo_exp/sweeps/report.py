@@ -14,7 +14,7 @@ from orpo_exp.tracking.console import number
 # the metrics that the table has columns for, beside the one that ranks
 MAIN = ("rewards/accuracy", "logps/accuracy", "rewards/margin", "nll_loss", "logps/chosen")
 FEW = 5  # seeds; with fewer an interval rests on a guess of the spread
-MOST_NAMES = 6  # settings named in a sentence
+MOST_NAMES = 6  # settings, or ways to compute a metric, named in a sentence
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,15 @@ def different_ways(results: Results, metric: str) -> list[str]:
     ways = results.definitions(metric)
     if len(ways) < 2:
         return []
-    named = {
-        way or "not said how": "; ".join(names) if len(names) <= MOST_NAMES else f"{len(names)} settings"
-        for way, names in ways.items()
-    }
-    said = f"{metric} is computed in different ways, and compares only settings that do so alike"
-    return [f"{said}: {'; '.join(f'{way} ({names})' for way, names in named.items())}."]
+    said = [
+        f"{way or 'not said how'} ({'; '.join(names) if len(names) <= MOST_NAMES else f'{len(names)} settings'})"
+        for way, names in list(ways.items())[:MOST_NAMES]
+    ]
+    more = [f"{len(ways) - MOST_NAMES} further ways"] if len(ways) > MOST_NAMES else []
+    return [
+        f"{metric} is computed in different ways, and compares only settings that do so alike:"
+        f" {'; '.join([*said, *more])}."
+    ]
 
 
 def reservations(counts: Sequence[int]) -> list[str]:

@@ -82,3 +82,11 @@ def test_many_settings_are_counted_not_named(tmp_path):
     definitions = {"dpo": AGAINST_REFERENCE} | {f"loss{i}": MEAN for i in range(7)}
     write_summary(losses(tmp_path / "s", definitions))
     assert f"{AGAINST_REFERENCE} (loss=dpo); {MEAN} (7 settings)." in (tmp_path / "s" / "summary.md").read_text()
+
+
+def test_of_many_ways_only_some_are_told(tmp_path):
+    """A sweep over what scales the rewards has one for each value."""
+    write_summary(losses(tmp_path / "s", {f"loss{i}": f"{i} * log-ratio" for i in range(9)}))
+    page = (tmp_path / "s" / "summary.md").read_text()
+    assert "5 * log-ratio (loss=loss5); 3 further ways." in page
+    assert "6 * log-ratio" not in page
