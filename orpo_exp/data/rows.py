@@ -25,7 +25,7 @@ ROLES = {
 
 
 class UnusableRow(Exception):
-    """A row that is skipped; the message is the reason under which it is counted."""
+    """A row that is skipped; the message is the reason under which it is counted, so no long text of its own."""
 
 
 def parse_row(number: int, row: Mapping[str, Any]) -> PreferencePair:
@@ -61,8 +61,10 @@ def _turn(turn: Any, column: str) -> Message:
     if not isinstance(turn, Mapping):
         raise UnusableRow(f"a turn in {column} is not an object with role and content")
     role, content = turn.get("role") or turn.get("from"), turn.get("content") or turn.get("value") or ""
+    if not isinstance(role, str):
+        raise UnusableRow(f"a turn in {column} has no role, or one that is not text")
     if role not in ROLES:
-        raise UnusableRow(f"unknown role {role!r} in {column}")
+        raise UnusableRow(f"unknown role {role[:20]!r} in {column}")
     if not isinstance(content, str):
         raise UnusableRow(f"a turn in {column} has content that is not text")
     return Message(role=ROLES[role], content=content)

@@ -5,68 +5,8 @@ import pytest
 from support import uneven_rows
 
 from orpo_exp.data.files import Hub, JsonFiles, hold_out
-from orpo_exp.data.rows import UnusableRow, parse_row
 from orpo_exp.schema import ConfigError
 from orpo_exp.types import PreferencePair
-
-HI, HELLO, WHAT = (
-    {"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Hello!"), ("assistant", "What?"))
-)
-
-
-@pytest.mark.parametrize(
-    ("row", "prompt"),
-    [
-        ({"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}, "Hi"),
-        ({"prompt": [HI], "chosen": [HELLO], "rejected": [WHAT]}, (HI,)),
-        ({"prompt": "Hi", "chosen": [HI, HELLO], "rejected": [HI, WHAT]}, (HI,)),
-        ({"prompt": "Hi", "chosen": [HELLO], "rejected": [WHAT]}, (HI,)),
-        ({"chosen": [HI, HELLO], "rejected": [HI, WHAT]}, (HI,)),
-        ({"prompt": [HI], "chosen": "Hello!", "rejected": "What?"}, (HI,)),
-        (
-            {
-                "conversations": [{"from": "human", "value": "Hi"}],
-                "chosen": {"from": "gpt", "value": "Hello!"},
-                "rejected": {"from": "gpt", "value": "What?"},
-            },
-            (HI,),
-        ),
-        (
-            {
-                "context": [{"from": "human", "content": "Hi"}],
-                "chosen": [{"from": "assistant", "content": "Hello!"}],
-                "rejected": [{"from": "assistant", "content": "What?"}],
-            },
-            (HI,),
-        ),
-    ],
-)
-def test_every_form_of_a_row(row, prompt):
-    assert parse_row(3, row) == PreferencePair(3, prompt, "Hello!", "What?")
-
-
-@pytest.mark.parametrize(
-    ("row", "reason"),
-    [
-        ({"chosen": "a", "rejected": "b"}, "no prompt"),
-        ({"prompt": "", "chosen": "a", "rejected": "b"}, "no prompt"),
-        ({"prompt": "p", "chosen": None, "rejected": "b"}, "no chosen"),
-        ({"prompt": "p", "chosen": " ", "rejected": "b"}, "empty chosen"),
-        ({"prompt": "p", "chosen": "a", "rejected": ""}, "empty rejected"),
-        ({"prompt": "p", "chosen": "a", "rejected": "a"}, "chosen and rejected are the same"),
-        ({"prompt": "p", "chosen": 3, "rejected": "a"}, "chosen is neither text nor a list of turns"),
-        (
-            {"prompt": [{"role": "judge", "content": "x"}], "chosen": "a", "rejected": "b"},
-            "unknown role 'judge' in prompt",
-        ),
-        ({"prompt": [HI], "chosen": [HELLO, HI], "rejected": [WHAT]}, "an answer is not one assistant turn"),
-        ({"prompt": [HI], "chosen": "a", "rejected": [WHAT]}, "one answer is text, the other a list of turns"),
-    ],
-)
-def test_unusable_rows_say_why(row, reason):
-    with pytest.raises(UnusableRow) as told:
-        parse_row(0, row)
-    assert str(told.value) == reason
 
 
 def write(path, rows):
