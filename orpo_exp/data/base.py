@@ -9,6 +9,8 @@ from orpo_exp.registry import Registry
 from orpo_exp.schema import ConfigError, Settings, setting
 from orpo_exp.types import PreferencePair
 
+IN_EVALUATION = "in the evaluation data: "  # begins the reasons why rows of the evaluation set are skipped
+
 
 @dataclass
 class DataConfig(Settings):
@@ -40,7 +42,7 @@ class SourceData:
 
     train: pairs by position, 0 .. size - 1; size None means endless.
     held_out: the evaluation set, disjoint from `train`.
-    skipped: reason -> row numbers of the rows that cannot be used.
+    skipped: reason -> row numbers of the rows that cannot be used; reasons in evaluation data begin with IN_EVALUATION.
     """
 
     train: Pairs

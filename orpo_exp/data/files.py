@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from orpo_exp.data.base import DATA, DataConfig, Source, SourceData
+from orpo_exp.data.base import DATA, IN_EVALUATION, DataConfig, Source, SourceData
 from orpo_exp.data.rows import PROMPT_COLUMNS, UnusableRow, parse_row
 from orpo_exp.schema import ConfigError, setting
 from orpo_exp.types import PreferencePair
@@ -25,14 +25,24 @@ class FileConfig(DataConfig):
     eval_size: float = setting(0.1, gt=0)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows as `datasets` gives them, and the setting that named them, for messages."""
+
+    rows: Any
+    key: str
+    given: str
+
+
 class FileSource(Source):
     """What reading files and reading a hub data set share: usable rows and the held-out split."""
 
-    def split(self, rows: Any, held_out_rows: Any | None, eval_size: float, path: str, seed: int) -> SourceData:
+    def split(self, rows: Rows, held_out_rows: Rows | None, eval_size: float, seed: int) -> SourceData:
         """Parse the rows; hold out some of them where no rows for that are given."""
-        train, skipped = _usable(rows, path)
+        train, skipped = _usable(rows)
         if held_out_rows is not None:
-            held_out, _ = _usable(held_out_rows, path)
+            held_out, skipped_of_these = _usable(held_out_rows)
+            skipped |= {IN_EVALUATION + reason: numbers for reason, numbers in skipped_of_these.items()}
         else:
             train, held_out = hold_out(train, eval_size, seed)
         return SourceData(train=train, size=len(train), held_out=held_out, skipped=skipped)
@@ -55,7 +65,7 @@ class JsonFiles(FileSource):
         """See Source."""
         c = self.config
         held_out = _read_files(c.eval_path, "data.eval_path") if c.eval_path else None
-        return self.split(_read_files(c.path, "data.path"), held_out, c.eval_size, c.path, seed)
+        return self.split(_read_files(c.path, "data.path"), held_out, c.eval_size, seed)
 
 
 @DATA.register("hub")
@@ -77,16 +87,17 @@ class Hub(FileSource):
     def load(self, seed: int) -> SourceData:
         """See Source."""
         c = self.config
-        rows = self._read(c.split)
-        return self.split(rows, self._read(c.eval_split) if c.eval_split else None, c.eval_size, c.path, seed)
+        rows = self._read(c.split, "data.path", c.path)
+        held_out = self._read(c.eval_split, "data.eval_split", c.eval_split) if c.eval_split else None
+        return self.split(rows, held_out, c.eval_size, seed)
 
-    def _read(self, split: str) -> Any:
+    def _read(self, split: str, key: str, given: str) -> Rows:
         c = self.config
         # `datasets` 4 and later run no code that comes with the data; earlier ones are told so by not being asked
-        return _load(c.path, "data.path", name=c.subset, split=split, revision=c.revision)
+        return _load(c.path, key, given, name=c.subset, split=split, revision=c.revision)
 
 
-def _read_files(path: str, key: str) -> Any:
+def _read_files(path: str, key: str) -> Rows:
     root = Path(path).expanduser()
     if not root.exists():
         raise ConfigError(key, path, "a file or folder that exists", "Check the path; it is relative to where you are.")
@@ -96,36 +107,36 @@ def _read_files(path: str, key: str) -> Any:
         raise ConfigError(key, path, f"files of one kind out of {', '.join(BUILDERS)}", "Convert or move the others.")
     if not any(f.stat().st_size for f in files):
         raise ConfigError(key, path, "a file with at least two rows", "This one is empty.")
-    return _load(str(builders.pop()), key, given=path, data_files=[str(f) for f in files], split="train")
+    return _load(str(builders.pop()), key, path, data_files=[str(f) for f in files], split="train")
 
 
-def _load(builder: str, key: str, given: str | None = None, **arguments: Any) -> Any:
+def _load(builder: str, key: str, given: str, **arguments: Any) -> Rows:
     import datasets
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are told below
     try:
-        return datasets.load_dataset(builder, **arguments)
+        return Rows(datasets.load_dataset(builder, **arguments), key, given)
     except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
         reason = str(error.__cause__ or error).strip().splitlines()[0]
         raise ConfigError(
-            key, given or builder, "preference data that `datasets` can read", f"Reading it failed: {reason}"
+            key, given, "preference data that `datasets` can read", f"Reading it failed: {reason}"
         ) from error
 
 
-def _usable(rows: Any, path: str) -> tuple[list[PreferencePair], dict[str, list[int]]]:
+def _usable(data: Rows) -> tuple[list[PreferencePair], dict[str, list[int]]]:
     """The usable rows as pairs, and the others' numbers by reason; ConfigError where none is usable."""
-    columns = set(rows.column_names)
+    columns = set(data.rows.column_names)
     if not {"chosen", "rejected"} <= columns:
         raise ConfigError(
-            "data.path",
-            path,
+            data.key,
+            data.given,
             f"rows with `chosen`, `rejected` and one of {', '.join(PROMPT_COLUMNS)}",
             f"This has the columns {', '.join(sorted(columns)) or '(none)'}: rename them.",
         )
     pairs: list[PreferencePair] = []
     skipped: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
+    for number, row in enumerate(data.rows):
         try:
             pairs.append(parse_row(number, row))
         except UnusableRow as reason:
@@ -133,8 +144,8 @@ def _usable(rows: Any, path: str) -> tuple[list[PreferencePair], dict[str, list[
     if not pairs:
         reasons = "; ".join(f"{reason}: {len(numbers)} rows" for reason, numbers in skipped.items()) or "no row at all"
         raise ConfigError(
-            "data.path",
-            path,
+            data.key,
+            data.given,
             "data with at least one usable row",
             f"It has none ({reasons}); its columns are {', '.join(sorted(columns))}.",
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from orpo_exp.data.base import SourceData
+from orpo_exp.data.base import IN_EVALUATION, SourceData
 from orpo_exp.types import PreferencePair, TokenizedPair
 
 # For conversations where the tokenizer has no template of its own: the speaker's name before each turn.
@@ -70,6 +70,8 @@ def prepare(data: SourceData, tokenizer: Any, max_length: int, min_prompt_length
     kept = {pair.row for pair in held_out}
     texts = [pair for pair in data.held_out if pair.row in kept]
     skipped = {reason: list(rows) for reason, rows in data.skipped.items()}
+    for row, reason in dropped:
+        skipped.setdefault(IN_EVALUATION + reason, []).append(row)
 
     if data.size is None:
 
@@ -81,7 +83,7 @@ def prepare(data: SourceData, tokenizer: Any, max_length: int, min_prompt_length
         return TokenizedData(draw, None, held_out, texts, skipped, encode.truncated, max_length)
 
     train, unusable = encode([data.train[p] for p in range(data.size)])
-    for row, reason in [*unusable, *dropped]:
+    for row, reason in unusable:
         skipped.setdefault(reason, []).append(row)
     if not train:
         raise ValueError(f"no training pair is usable as tokens: {unusable[:5]}")

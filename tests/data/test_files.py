@@ -61,6 +61,44 @@ def test_skipped_rows_are_counted_by_reason(tmp_path):
     assert data.skipped == {"empty chosen": [1], "chosen and rejected are the same": [4]}
 
 
+def hub_set(folder, **splits):
+    (folder / "data").mkdir(parents=True)
+    for split, rows in splits.items():
+        write(folder / "data" / f"{split}-00000-of-00001.parquet", rows)
+    return str(folder)
+
+
+def test_skipped_rows_of_the_evaluation_data_are_counted_apart(tmp_path):
+    rows = uneven_rows(6)
+    rows[1]["chosen"] = ""
+    expected = {"empty chosen": [1], "in the evaluation data: empty chosen": [1]}
+    train, evaluation = write(tmp_path / "d.jsonl", rows), write(tmp_path / "e.jsonl", rows)
+    data = JsonFiles(JsonFiles.Config(path=str(train), eval_path=str(evaluation))).load(seed=0)
+    assert (data.size, len(data.held_out), data.skipped) == (5, 5, expected)
+    folder = hub_set(tmp_path / "set", train=rows, test=rows)
+    assert Hub(Hub.Config(path=folder, eval_split="test")).load(seed=0).skipped == expected
+
+
+@pytest.mark.parametrize("unusable", [[{"question": "a"}], [{"prompt": "p", "chosen": "", "rejected": "b"}]])
+def test_errors_name_the_setting_that_the_evaluation_data_came_from(tmp_path, unusable):
+    train, evaluation = write(tmp_path / "d.jsonl", uneven_rows(4)), write(tmp_path / "e.jsonl", unusable)
+    with pytest.raises(ConfigError) as told:
+        JsonFiles(JsonFiles.Config(path=str(train), eval_path=str(evaluation))).load(seed=0)
+    assert (told.value.key, told.value.given) == ("data.eval_path", str(evaluation))
+
+    def told_of(**settings):
+        with pytest.raises(ConfigError) as told:
+            Hub(Hub.Config(**settings)).load(seed=0)
+        return told.value.key, told.value.given
+
+    (tmp_path / "other").mkdir()
+    folder = hub_set(tmp_path / "set", train=uneven_rows(4))
+    write(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", [uneven_rows(1)[0] | {"chosen": ""}])
+    assert told_of(path=folder, eval_split="test") == ("data.eval_split", "test")
+    assert told_of(path=folder, eval_split="valid") == ("data.eval_split", "valid")
+    assert told_of(path=folder, split="valid") == ("data.path", folder)
+
+
 def test_the_held_out_split_follows_the_seed_and_keeps_prompts_apart():
     pairs = [PreferencePair(i, f"prompt {i // 3}", f"a{i}", f"b{i}") for i in range(60)]
     train, held = hold_out(pairs, 0.2, seed=0)

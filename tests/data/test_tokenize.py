@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from orpo_exp.data.base import SourceData
@@ -116,12 +118,14 @@ def test_answers_that_differ_only_behind_the_cut_are_unusable(tokenizer):
 
 
 def test_unusable_rows_are_counted_with_their_reason_and_none_left_is_an_error(tokenizer):
-    held_out = [PreferencePair(9, "p", "a", "b")]
     same = PreferencePair(1, "abcd", "sameA", "sameB")
-    data = SourceData([PreferencePair(0, "p", "yes", "no"), same], 2, held_out, {"no prompt": [5]})
-    done = prepare(data, tokenizer, 6, 2)
+    held_out = [PreferencePair(9, "p", "a", "b"), dataclasses.replace(same, row=4)]
+    train = [PreferencePair(0, "p", "yes", "no"), same]
+    reason = "chosen and rejected are the same as tokens, or as far as max_length reaches"
+    done = prepare(SourceData(train, 2, held_out, {"no prompt": [5]}), tokenizer, 6, 2)
     assert done.size == 1
-    assert done.skipped["no prompt"] == [5]
-    assert [1] in done.skipped.values()
+    assert done.skipped == {"no prompt": [5], reason: [1], f"in the evaluation data: {reason}": [4]}
+    endless = prepare(SourceData(train, None, held_out), tokenizer, 6, 2)
+    assert endless.skipped == {f"in the evaluation data: {reason}": [4]}
     with pytest.raises(ValueError, match="no training pair"):
         prepare(SourceData([same], 1, held_out), tokenizer, 6, 2)
