@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from orpo_exp.data.base import IN_EVALUATION, SourceData
+from orpo_exp.schema import Refused
 from orpo_exp.types import PreferencePair, TokenizedPair
 
 # For conversations where the tokenizer has no template of its own: the speaker's name before each turn.
@@ -120,13 +121,22 @@ def kept_lengths(prompt: int, chosen: int, rejected: int, max_length: int, min_p
     return kept_prompt, max_length - kept_prompt
 
 
-def with_mismatched(pairs: Sequence[TokenizedPair], max_length: int) -> list[TokenizedPair]:
-    """Each pair with the answers of the next one, the last with those of the first; cut to fit behind its prompt."""
+def with_mismatched(
+    pairs: Sequence[TokenizedPair], max_length: int, other: TokenizedPair | None
+) -> list[TokenizedPair]:
+    """Each pair with the answers of the next one, the last with those of the first; cut to fit behind its prompt.
+
+    A single pair, which is its own next one, gets the answers of `other`. Raises Refused where there is no such pair.
+    """
     following = [*pairs[1:], *pairs[:1]]
+    if len(pairs) == 1:
+        if other is None:
+            raise Refused("a single pair has no mismatched answers: this loss needs another pair; add data")
+        following = [other]
     fitting: list[TokenizedPair] = []
-    for pair, other in zip(pairs, following, strict=True):
+    for pair, after in zip(pairs, following, strict=True):
         room = max_length - len(pair.prompt_ids)
-        fitting.append(dataclasses.replace(pair, mismatched=(other.chosen_ids[:room], other.rejected_ids[:room])))
+        fitting.append(dataclasses.replace(pair, mismatched=(after.chosen_ids[:room], after.rejected_ids[:room])))
     return fitting
 
 

@@ -1,10 +1,12 @@
 import dataclasses
 
 import pytest
+from support import pair
 
 from orpo_exp.data.base import SourceData
-from orpo_exp.data.tokenize import PairTokenizer, kept_lengths, prepare
+from orpo_exp.data.tokenize import PairTokenizer, kept_lengths, prepare, with_mismatched
 from orpo_exp.models.tokenizers import bytes_tokenizer
+from orpo_exp.schema import Refused
 from orpo_exp.types import Message, PreferencePair
 
 TURNS = (Message(role="user", content="Hi"),)
@@ -129,3 +131,22 @@ def test_unusable_rows_are_counted_with_their_reason_and_none_left_is_an_error(t
     assert endless.skipped == {f"in the evaluation data: {reason}": [4]}
     with pytest.raises(ValueError, match="no training pair"):
         prepare(SourceData([same], 1, held_out), tokenizer, 6, 2)
+
+
+def mismatched(pairs):
+    return [[ids.tolist() for ids in pair.mismatched] for pair in pairs]
+
+
+def test_each_pair_gets_the_next_ones_answers_cut_to_fit():
+    three = [pair(0, [1, 1], [10, 11], [12]), pair(1, [1], [20], [21, 22]), pair(2, [1, 1, 1], [30], [31])]
+    further = pair(9, [1], [90], [91])
+    for other in (None, further):
+        assert mismatched(with_mismatched(three, 4, other)) == [[[20], [21, 22]], [[30], [31]], [[10], [12]]]
+    assert with_mismatched([], 4, None) == []
+
+
+def test_a_single_pair_gets_a_further_ones_answers_never_its_own():
+    single, further = pair(0, [1, 1], [10, 11], [12]), pair(9, [1], [90, 91, 92], [93])
+    assert mismatched(with_mismatched([single], 4, further)) == [[[90, 91], [93]]]
+    with pytest.raises(Refused, match="another pair"):
+        with_mismatched([single], 4, None)
