@@ -64,7 +64,7 @@ class Source(ABC):
     def load(self, seed: int) -> SourceData:
         """Read or make the pairs; `seed` decides what is held out.
 
-        Raises ValueError for a source that does not exist, cannot be read or has no usable row.
+        Raises Refused for a source that does not exist, cannot be read or has no usable row.
         """
 
 

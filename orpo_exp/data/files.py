@@ -117,8 +117,9 @@ def _load(builder: str, key: str, given: str, **arguments: Any) -> Rows:
     datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are told below
     try:
         return Rows(datasets.load_dataset(builder, **arguments), key, given)
-    except (datasets.exceptions.DatasetsError, OSError, ValueError) as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+    except Exception as error:  # of nearly any type: what else can go wrong here is the data that was named
+        cause = error.__cause__ or error
+        reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
         raise ConfigError(
             key, given, "preference data that `datasets` can read", f"Reading it failed: {reason}"
         ) from error

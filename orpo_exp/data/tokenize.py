@@ -62,12 +62,12 @@ def digest_pairs(digest: "hashlib._Hash", pairs: Sequence[TokenizedPair]) -> Non
 def prepare(data: SourceData, tokenizer: Any, max_length: int, min_prompt_length: int) -> TokenizedData:
     """Tokenize everything of a finite source now, an endless one as it is drawn.
 
-    Raises ValueError where no pair is left to train or to evaluate on.
+    Raises Refused where no pair is left to train or to evaluate on.
     """
     encode = PairTokenizer(tokenizer, max_length, min_prompt_length)
     held_out, dropped = encode(data.held_out)
     if not held_out:
-        raise ValueError(f"no held-out pair is usable: {dropped[:5]}")
+        raise Refused(f"no held-out pair is usable as tokens: {dropped[:5]}")
     kept = {pair.row for pair in held_out}
     texts = [pair for pair in data.held_out if pair.row in kept]
     skipped = {reason: list(rows) for reason, rows in data.skipped.items()}
@@ -87,7 +87,7 @@ def prepare(data: SourceData, tokenizer: Any, max_length: int, min_prompt_length
     for row, reason in unusable:
         skipped.setdefault(reason, []).append(row)
     if not train:
-        raise ValueError(f"no training pair is usable as tokens: {unusable[:5]}")
+        raise Refused(f"no training pair is usable as tokens: {unusable[:5]}")
     return TokenizedData(
         lambda positions: [train[p] for p in positions],
         len(train),

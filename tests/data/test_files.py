@@ -26,6 +26,13 @@ def write(path, rows):
     return path
 
 
+def hub_set(folder, **splits):
+    (folder / "data").mkdir(parents=True)
+    for split, rows in splits.items():
+        write(folder / "data" / f"{split}-00000-of-00001.parquet", rows)
+    return str(folder)
+
+
 @pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
 def test_every_kind_of_file(tmp_path, suffix):
     path = write(tmp_path / f"data.{suffix}", uneven_rows(10))
@@ -44,13 +51,11 @@ def test_a_folder_of_files_and_rows_to_evaluate_on(tmp_path):
 
 
 def test_a_local_folder_in_the_hubs_form(tmp_path):
-    (tmp_path / "set" / "data").mkdir(parents=True)
-    write(tmp_path / "set" / "data" / "train-00000-of-00001.parquet", uneven_rows(9))
-    write(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", uneven_rows(3))
-    data = Hub(Hub.Config(path=str(tmp_path / "set"), eval_split="test")).load(seed=0)
+    folder = hub_set(tmp_path / "set", train=uneven_rows(9), test=uneven_rows(3))
+    data = Hub(Hub.Config(path=folder, eval_split="test")).load(seed=0)
     assert (data.size, len(data.held_out)) == (9, 3)
     with pytest.raises(ConfigError, match="valid"):
-        Hub(Hub.Config(path=str(tmp_path / "set"), split="valid")).load(seed=0)
+        Hub(Hub.Config(path=folder, split="valid")).load(seed=0)
 
 
 def test_skipped_rows_are_counted_by_reason(tmp_path):
@@ -59,13 +64,6 @@ def test_skipped_rows_are_counted_by_reason(tmp_path):
     rows[4]["rejected"] = rows[4]["chosen"]
     data = JsonFiles(JsonFiles.Config(path=str(write(tmp_path / "d.jsonl", rows)), eval_size=1)).load(seed=0)
     assert data.skipped == {"empty chosen": [1], "chosen and rejected are the same": [4]}
-
-
-def hub_set(folder, **splits):
-    (folder / "data").mkdir(parents=True)
-    for split, rows in splits.items():
-        write(folder / "data" / f"{split}-00000-of-00001.parquet", rows)
-    return str(folder)
 
 
 def test_skipped_rows_of_the_evaluation_data_are_counted_apart(tmp_path):
@@ -91,12 +89,27 @@ def test_errors_name_the_setting_that_the_evaluation_data_came_from(tmp_path, un
             Hub(Hub.Config(**settings)).load(seed=0)
         return told.value.key, told.value.given
 
-    (tmp_path / "other").mkdir()
     folder = hub_set(tmp_path / "set", train=uneven_rows(4))
     write(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", [uneven_rows(1)[0] | {"chosen": ""}])
     assert told_of(path=folder, eval_split="test") == ("data.eval_split", "test")
     assert told_of(path=folder, eval_split="valid") == ("data.eval_split", "valid")
     assert told_of(path=folder, split="valid") == ("data.path", folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("README.md", "---\ndataset_info: [\n---\n"),  # a YAMLError
+        ("README.md", "---\ndataset_info:\n  features:\n  - dtype: string\n---\n"),  # a KeyError
+        ("set.py", "import datasets"),  # a RuntimeError
+        ("data/train-00000-of-00001.parquet", "PAR1"),
+    ],
+)
+def test_whatever_datasets_makes_of_a_broken_set_is_told_as_refused(tmp_path, file, content):
+    folder = hub_set(tmp_path / "set", train=uneven_rows(4))
+    (tmp_path / "set" / file).write_text(content)
+    with pytest.raises(ConfigError, match=r"data\.path"):
+        Hub(Hub.Config(path=folder)).load(seed=0)
 
 
 def test_the_held_out_split_follows_the_seed_and_keeps_prompts_apart():

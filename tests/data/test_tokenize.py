@@ -129,8 +129,10 @@ def test_unusable_rows_are_counted_with_their_reason_and_none_left_is_an_error(t
     assert done.skipped == {"no prompt": [5], reason: [1], f"in the evaluation data: {reason}": [4]}
     endless = prepare(SourceData(train, None, held_out), tokenizer, 6, 2)
     assert endless.skipped == {f"in the evaluation data: {reason}": [4]}
-    with pytest.raises(ValueError, match="no training pair"):
+    with pytest.raises(Refused, match="no training pair"):
         prepare(SourceData([same], 1, held_out), tokenizer, 6, 2)
+    with pytest.raises(Refused, match="no held-out pair"):
+        prepare(SourceData(train, 2, [same]), tokenizer, 6, 2)
 
 
 def mismatched(pairs):
