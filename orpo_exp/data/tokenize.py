@@ -8,8 +8,10 @@ from itertools import islice
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 
 from orpo_exp.data.base import IN_EVALUATION, SourceData
+from orpo_exp.data.rows import UnusableRow
 from orpo_exp.schema import Refused
 from orpo_exp.types import PreferencePair, TokenizedPair
 
@@ -156,43 +158,47 @@ class PairTokenizer:
 
     def __call__(self, pairs: Sequence[PreferencePair]) -> tuple[list[TokenizedPair], list[Unusable]]:
         """The usable pairs, and the others' rows with reasons."""
-        rendered = [self.render(pair) for pair in pairs]
-        texts = [text for texts in rendered for text in texts if text is not None]
-        encoded = iter(self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else [])
+        rendered: list[tuple[PreferencePair, tuple[str, str, str]]] = []
         usable: list[TokenizedPair] = []
         unusable: list[Unusable] = []
-        for pair, texts_of_pair in zip(pairs, rendered, strict=True):
-            if texts_of_pair[0] is None:
-                unusable.append((pair.row, "the chat template does not continue the prompt"))
-                continue
-            outcome = self.assemble(pair, next(encoded), next(encoded), next(encoded))
-            if isinstance(outcome, str):
-                unusable.append((pair.row, outcome))
-            else:
-                usable.append(outcome)
+        for pair in pairs:
+            try:
+                rendered.append((pair, self.render(pair)))
+            except UnusableRow as reason:
+                unusable.append((pair.row, str(reason)))
+        texts = [text for _, of_pair in rendered for text in of_pair]  # all at once, in threads of the tokenizer's own
+        encoded = iter(self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else [])
+        for pair, _ in rendered:
+            try:
+                usable.append(self.assemble(pair, next(encoded), next(encoded), next(encoded)))
+            except UnusableRow as reason:
+                unusable.append((pair.row, str(reason)))
         return usable, unusable
 
-    def render(self, pair: PreferencePair) -> tuple[str | None, str | None, str | None]:
-        """Prompt and answers as text; three None where a chat template rewrites the prompt once an answer follows."""
+    def render(self, pair: PreferencePair) -> tuple[str, str, str]:
+        """Prompt and answers as text; UnusableRow where the chat template refuses the turns or rewrites the prompt."""
         if isinstance(pair.prompt, str):
             return pair.prompt, pair.chosen, pair.rejected
         turns = list(pair.prompt)
-        prompt = self._apply(turns, generate=True)
-        whole = [
-            self._apply([*turns, {"role": "assistant", "content": answer}], generate=False)
-            for answer in (pair.chosen, pair.rejected)
-        ]
-        if not all(text.startswith(prompt) for text in whole):
-            return None, None, None
-        return prompt, whole[0][len(prompt) :], whole[1][len(prompt) :]
+        try:
+            prompt = self._apply(turns, generate=True)
+            chosen, rejected = (
+                self._apply([*turns, {"role": "assistant", "content": answer}], generate=False)
+                for answer in (pair.chosen, pair.rejected)
+            )
+        except TemplateError as error:
+            raise UnusableRow(f"the chat template refuses the conversation: {str(error)[:80]}") from error
+        if not (chosen.startswith(prompt) and rejected.startswith(prompt)):
+            raise UnusableRow("the chat template does not continue the prompt")
+        return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
 
     def assemble(
         self, pair: PreferencePair, prompt: list[int], chosen: list[int], rejected: list[int]
-    ) -> TokenizedPair | str:
-        """Put EOS and BOS in place and truncate; the reason where nothing usable is left."""
+    ) -> TokenizedPair:
+        """Put EOS and BOS in place and truncate the ids; UnusableRow where nothing usable is left."""
         prompt = prompt if prompt[:1] == self.prefix else self.prefix + prompt
         if not prompt:
-            return "no prompt"
+            raise UnusableRow("no prompt")
         chosen, rejected = self._end(chosen), self._end(rejected)
         kept_prompt, kept_answer = kept_lengths(
             len(prompt), len(chosen), len(rejected), self.max_length, self.min_prompt_length
@@ -201,7 +207,7 @@ class PairTokenizer:
             self.truncated += 1
         chosen, rejected = chosen[:kept_answer], rejected[:kept_answer]
         if chosen == rejected:
-            return "chosen and rejected are the same as tokens, or as far as max_length reaches"
+            raise UnusableRow("chosen and rejected are the same as tokens, or as far as max_length reaches")
         if len(self.prefix) < kept_prompt < len(prompt):
             prompt = self.prefix + prompt[len(prompt) - kept_prompt + len(self.prefix) :]
         ids = [torch.tensor(part, dtype=torch.int32) for part in (prompt[-kept_prompt:], chosen, rejected)]

@@ -103,6 +103,18 @@ def test_a_template_that_rewrites_the_prompt_makes_the_row_unusable(tokenizer):
     assert unusable == [(7, "the chat template does not continue the prompt")]
 
 
+def test_a_conversation_that_the_template_refuses_makes_the_row_unusable(tokenizer):
+    tokenizer.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+        "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    )
+    system = (Message(role="system", content="Be brief."), *TURNS)
+    rows = [PreferencePair(4, system, "Hello!", "What?"), PreferencePair(5, TURNS, "Hello!", "What?")]
+    pairs, unusable = PairTokenizer(tokenizer, 100, 10)(rows)
+    assert [pair.row for pair in pairs] == [5]
+    assert unusable == [(4, "the chat template refuses the conversation: System role not supported")]
+
+
 def test_bos_stays_at_the_front_of_a_cut_prompt(tokenizer):
     from tokenizers.processors import TemplateProcessing
 
