@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from orpo_exp.registry import Registry
 from orpo_exp.schema import Settings, setting
+from orpo_exp.types import BuiltModel
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class Attention(Enum):
@@ -33,21 +35,20 @@ class ModelConfig(Settings):
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A policy ready to be trained.
+class CausalLM:
+    """A causal LM that is yet to be made.
 
-    model: a Hugging Face causal LM.
     tokenizer: fast, with an EOS token.
-    finish_logits: what the architecture does to the output of its head, (n, vocabulary) -> (n, vocabulary).
+    build: makes the model and checks it; every call makes one of its own with the same weights. Raises Refused where
+        the weights cannot be read, or the architecture does something to its logits that is not known here.
     """
 
-    model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
-    finish_logits: Callable[[Tensor], Tensor]
+    build: Callable[[], BuiltModel]
 
 
 class ModelSource(ABC):
-    """Loads or makes the policy and its tokenizer.
+    """Where a model and its tokenizer come from.
 
     suited_lr: a peak learning rate of Adam that suits weights of this origin, used where none is given.
     """
@@ -59,7 +60,7 @@ class ModelSource(ABC):
         self.config = config
 
     def check(self) -> None:
-        """Refuse with ValueError what can be refused without loading anything."""
+        """Refuse with ConfigError what can be refused without loading anything."""
         return None
 
     @abstractmethod
@@ -67,25 +68,33 @@ class ModelSource(ABC):
         """The tokenizer; `texts` are the data's own, for one that is trained on them."""
 
     @abstractmethod
-    def model(self, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
-        """The causal LM in float32 unless configured otherwise, on the CPU; `seed` draws random weights."""
+    def hf_config(self, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
+        """The model's Hugging Face configuration; ConfigError where the vocabulary is too small for the tokenizer."""
 
-    def load(self, texts: Iterable[str], seed: int) -> LoadedModel:
-        """The policy and its tokenizer, checked.
+    @abstractmethod
+    def model(self, hf_config: "PretrainedConfig") -> "PreTrainedModel":
+        """The causal LM in float32 unless configured otherwise, on the CPU; torch's seed draws random weights."""
 
-        Raises ValueError where the vocabulary is too small for the tokenizer, or the architecture does something to its
-        logits that is not known here.
+    def prepare(self, texts: Iterable[str], seed: int) -> CausalLM:
+        """The tokenizer, and how to make the model; no weights are loaded. `seed` draws random weights.
+
+        Raises Refused where the tokenizer or the configuration cannot be read, or they do not fit each other.
         """
+        tokenizer = self.tokenizer(texts)
+        hf_config = self.hf_config(tokenizer)
+        return CausalLM(tokenizer, lambda: self._build(hf_config, seed))
+
+    def _build(self, hf_config: "PretrainedConfig", seed: int) -> BuiltModel:
         from orpo_exp.models.head import check_model, finish_logits
 
-        self.check()
-        tokenizer = self.tokenizer(texts)
-        model = self.model(tokenizer, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = self.model(hf_config)
         if self.config.gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         finish = finish_logits(model.config)
         check_model(model, finish)
-        return LoadedModel(model, tokenizer, finish)
+        return BuiltModel(model, finish)
 
 
 def set_dropout(config: Any, dropout: float) -> None:

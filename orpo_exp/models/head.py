@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from orpo_exp.schema import Refused
 from orpo_exp.scoring import captured_hidden
 
 
@@ -35,13 +36,13 @@ def finish_logits(config: Any) -> Callable[[Tensor], Tensor]:
 def check_model(model: Any, finish: Callable[[Tensor], Tensor]) -> None:
     """Try a few tokens: the model must be causal, and `finish` must lead to the model's own logits.
 
-    Raises ValueError where it is not so.
+    Raises Refused where it is not so.
     """
     name, was_training = type(model).__name__, model.training
     model.eval()
     head = model.get_output_embeddings()
     if head is None:
-        raise ValueError(f"{name} has no output embeddings; orpo_exp trains causal language models")
+        raise Refused(f"{name} has no output embeddings; orpo_exp trains causal language models")
     ids = torch.arange(1, 5)[None]
     own = model(input_ids=ids, use_cache=False).logits[0].float()
     other_end = model(input_ids=torch.cat([ids[:, :-1], ids[:, :1]], 1), use_cache=False).logits[0].float()
@@ -52,11 +53,9 @@ def check_model(model: Any, finish: Callable[[Tensor], Tensor]) -> None:
 
     tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
     if not torch.allclose(other_end[:-1], own[:-1], rtol=tolerance, atol=tolerance):
-        raise ValueError(
-            f"{name} looks ahead: its logits depend on later tokens. orpo_exp trains causal language models"
-        )
+        raise Refused(f"{name} looks ahead: its logits depend on later tokens. orpo_exp trains causal language models")
     if not torch.allclose(ours, own, rtol=tolerance, atol=tolerance):
-        raise ValueError(
+        raise Refused(
             f"{name} changes its logits behind its head in a way that orpo_exp does not know "
             f"(largest difference {float((ours - own).abs().max()):.3g}); add it to orpo_exp/models/head.py"
         )

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import MISSING
+from typing_extensions import override
 
 from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, set_dropout
 from orpo_exp.schema import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 class DType(Enum):
@@ -41,6 +42,7 @@ class Pretrained(ModelSource):
 
     config: Config
 
+    @override
     def check(self) -> None:
         """Refuse a folder that is not there, or that holds no safetensors."""
         check_folder(self.config.path, "model.path")
@@ -50,22 +52,38 @@ class Pretrained(ModelSource):
                 "model.path", self.config.path, "a folder with *.safetensors", "Save the model with safetensors."
             )
 
+    @override
     def tokenizer(self, texts: Iterable[str]) -> "PreTrainedTokenizerBase":
-        """See ModelSource."""
         c = self.config
         return load_tokenizer(c.path, "model.path", c.revision, c.trust_remote_code)
 
-    def model(self, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
-        """See ModelSource."""
-        import torch
-        from transformers import AutoConfig, AutoModelForCausalLM
+    @override
+    def hf_config(self, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
+        from transformers import AutoConfig
 
         c = self.config
-        path = os.path.expanduser(c.path)
-        hf_config = AutoConfig.from_pretrained(path, revision=c.revision, trust_remote_code=c.trust_remote_code)
+        hf_config = AutoConfig.from_pretrained(
+            os.path.expanduser(c.path), revision=c.revision, trust_remote_code=c.trust_remote_code
+        )
+        rows = hf_config.get_text_config(decoder=True).vocab_size
+        if len(tokenizer) > rows:
+            raise ConfigError(
+                "model.path",
+                c.path,
+                f"a model with an embedding for each of its tokenizer's {len(tokenizer)} tokens",
+                f"This one has {rows}: fix the folder's tokenizer files.",
+            )
         set_dropout(hf_config, c.dropout)
-        model = AutoModelForCausalLM.from_pretrained(
-            path,
+        return hf_config
+
+    @override
+    def model(self, hf_config: "PretrainedConfig") -> "PreTrainedModel":
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        c = self.config
+        return AutoModelForCausalLM.from_pretrained(
+            os.path.expanduser(c.path),
             config=hf_config,
             revision=c.revision,
             torch_dtype=getattr(torch, c.dtype.value),
@@ -73,14 +91,6 @@ class Pretrained(ModelSource):
             use_safetensors=True,
             trust_remote_code=c.trust_remote_code,
         )
-        if len(tokenizer) > model.get_input_embeddings().num_embeddings:
-            raise ConfigError(
-                "model.path",
-                c.path,
-                f"a model with an embedding for each of its tokenizer's {len(tokenizer)} tokens",
-                f"This one has {model.get_input_embeddings().num_embeddings}: fix the folder's tokenizer files.",
-            )
-        return model
 
 
 def check_folder(path: str, key: str) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+from typing_extensions import override
 
 from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, set_dropout
 from orpo_exp.models.pretrained import check_folder, load_tokenizer
@@ -16,7 +16,7 @@ from orpo_exp.models.tokenizers import BYTES_VOCABULARY, bytes_tokenizer, traine
 from orpo_exp.schema import ConfigError, setting
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @MODELS.register("scratch")
@@ -56,6 +56,7 @@ class Scratch(ModelSource):
 
     config: Config
 
+    @override
     def check(self) -> None:
         """Refuse an unknown architecture, and a tokenizer folder that is not there."""
         arch, known = self.config.arch, causal_lm_types()
@@ -70,8 +71,8 @@ class Scratch(ModelSource):
         if self.config.tokenizer not in ("bytes", "train"):
             check_folder(self.config.tokenizer, "model.tokenizer")
 
+    @override
     def tokenizer(self, texts: Iterable[str]) -> "PreTrainedTokenizerBase":
-        """See ModelSource."""
         if self.config.tokenizer == "bytes":
             return bytes_tokenizer()
         if self.config.tokenizer == "train":
@@ -79,26 +80,22 @@ class Scratch(ModelSource):
             return trained_tokenizer(texts, self.config.vocab_size)
         return load_tokenizer(self.config.tokenizer, key="model.tokenizer")
 
-    def model(self, tokenizer: "PreTrainedTokenizerBase", seed: int) -> "PreTrainedModel":
-        """See ModelSource."""
+    @override
+    def model(self, hf_config: "PretrainedConfig") -> "PreTrainedModel":
         from transformers import AutoModelForCausalLM
 
-        vocab_size = self.config.vocab_size or len(tokenizer)
+        return AutoModelForCausalLM.from_config(hf_config, attn_implementation=self.config.attention.value)
+
+    @override
+    def hf_config(self, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
+        from transformers import CONFIG_MAPPING
+
+        c = self.config
+        vocab_size = c.vocab_size or len(tokenizer)
         if vocab_size < len(tokenizer):
             raise ConfigError(
                 "model.vocab_size", vocab_size, f"at least {len(tokenizer)}, the tokenizer's size", "Or leave it null."
             )
-        hf_config = self._hf_config(vocab_size)
-        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            setattr(hf_config, name, getattr(tokenizer, name))
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return AutoModelForCausalLM.from_config(hf_config, attn_implementation=self.config.attention.value)
-
-    def _hf_config(self, vocab_size: int) -> Any:
-        from transformers import CONFIG_MAPPING
-
-        c = self.config
         hf_config = CONFIG_MAPPING[c.arch]()
         head_dim = c.hidden_size // c.num_attention_heads
         sizes: dict[str, Any] = {
@@ -108,6 +105,7 @@ class Scratch(ModelSource):
             "num_attention_heads": c.num_attention_heads,
             "max_position_embeddings": c.max_position_embeddings,
             "tie_word_embeddings": c.tie_word_embeddings,
+            **{name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
         }
         # what an architecture may lack is an error only where it was asked for
         optional = {

@@ -2,13 +2,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from orpo_exp.models.base import set_dropout
-from orpo_exp.models.head import check_model, finish_logits
+from orpo_exp.models.head import check_model
 from orpo_exp.models.pretrained import Pretrained
 from orpo_exp.models.scratch import Scratch, causal_lm_types
 from orpo_exp.models.tokenizers import bytes_tokenizer, trained_tokenizer
-from orpo_exp.schema import ConfigError
+from orpo_exp.schema import ConfigError, Refused
 
 TINY = {"tokenizer": "bytes", "vocab_size": None, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -17,50 +18,63 @@ def scratch(**settings):
     return Scratch(Scratch.Config(**(TINY | settings)))
 
 
+def made(seed=0, **settings):
+    """The model of a source made from scratch."""
+    return scratch(**settings).prepare([], seed).build().model
+
+
+def save(folder, **settings):
+    """A tiny model and its tokenizer in a folder, as users have them."""
+    lm = scratch(**settings).prepare([], seed=3)
+    lm.build().model.save_pretrained(folder)
+    lm.tokenizer.save_pretrained(folder)
+    return Pretrained(Pretrained.Config(path=str(folder)))
+
+
 @pytest.mark.parametrize(
     "arch", ["llama", "qwen2", "mistral", "gemma2", "gpt2", "cohere", "granite", "gpt_neox", "phi"]
 )
 def test_architectures_build_and_their_heads_are_understood(arch):
-    """`load` compares with the model's own logits: Gemma's soft cap, Cohere's and Granite's scales are in it."""
-    loaded = scratch(arch=arch).load([], seed=0)
-    assert loaded.model.config.hidden_size == 32
-    assert loaded.model.config.vocab_size == 259
-    assert loaded.model.get_input_embeddings().weight.shape == (259, 32)
+    """`build` compares with the model's own logits: Gemma's soft cap, Cohere's and Granite's scales are in it."""
+    model = made(arch=arch)
+    assert model.config.hidden_size == 32
+    assert model.config.vocab_size == 259
+    assert model.get_input_embeddings().weight.shape == (259, 32)
 
 
 def test_the_logits_differ_where_the_head_is_finished():
-    loaded = scratch(arch="gemma2").load([], seed=0)
-    assert finish_logits(loaded.model.config)(torch.tensor([1e6])).item() == pytest.approx(30.0)
+    built = scratch(arch="gemma2").prepare([], seed=0).build()
+    assert built.finish_logits(torch.tensor([1e6])).item() == pytest.approx(30.0)
 
 
 def test_an_unknown_finish_is_refused():
-    loaded = scratch(arch="granite").load([], seed=0)
-    loaded.model.config.logits_scaling = 4.0
-    with pytest.raises(ValueError, match="changes its logits"):
-        check_model(loaded.model, lambda logits: logits)
+    model = made(arch="granite")
+    model.config.logits_scaling = 4.0
+    with pytest.raises(Refused, match="changes its logits"):
+        check_model(model, lambda logits: logits)
 
 
 def test_a_model_that_looks_ahead_is_refused():
-    with pytest.raises(ValueError, match="looks ahead"):
-        scratch(arch="bert").load([], seed=0)
+    with pytest.raises(Refused, match="looks ahead"):
+        made(arch="bert")
 
 
 def test_sizes_under_hugging_faces_names():
     sizes = {"num_key_value_heads": 2, "intermediate_size": 48, "tie_word_embeddings": False, "vocab_size": 300}
-    config = scratch(**sizes).load([], seed=0).model.config
+    config = made(**sizes).config
     assert {name: getattr(config, name) for name in sizes} == sizes
 
 
 def test_a_size_the_architecture_lacks_is_refused():
     with pytest.raises(ConfigError, match="num_key_value_heads"):
-        scratch(arch="gpt2", num_key_value_heads=2).load([], seed=0)
+        scratch(arch="gpt2", num_key_value_heads=2).prepare([], seed=0)
 
 
 def test_the_weights_follow_the_seed_and_leave_the_random_state_alone():
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
-    one, same, other = (scratch().load([], seed=seed).model.lm_head.weight for seed in (0, 0, 1))
+    one, same, other = (made(seed).lm_head.weight for seed in (0, 0, 1))
     assert torch.equal(torch.rand(1), expected)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -71,7 +85,7 @@ def test_the_weights_follow_the_seed_and_leave_the_random_state_alone():
 )
 def test_dropout_sets_every_field(arch, names):
     for dropout in (0.0, 0.25):
-        config = scratch(arch=arch, dropout=dropout).load([], seed=0).model.config
+        config = made(arch=arch, dropout=dropout).config
         assert {getattr(config, name) for name in names} == {dropout}
 
 
@@ -94,29 +108,66 @@ def test_bytes_and_trained_tokenizers_lose_nothing():
 def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(tmp_path):
     trained_tokenizer(["some words to merge " * 50, "and others"], 280).save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="vocab_size"):
-        scratch(tokenizer=str(tmp_path), vocab_size=260).load([], seed=0)
+        scratch(tokenizer=str(tmp_path), vocab_size=260).prepare([], seed=0)
+
+
+def test_every_build_gives_a_model_of_its_own_with_the_same_weights(tmp_path):
+    for source in (scratch(gradient_checkpointing=True), save(tmp_path)):
+        lm = source.prepare([], seed=3)
+        one, other = lm.build().model, lm.build().model
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+        with torch.no_grad():
+            next(one.parameters()).fill_(7.0)
+        assert not torch.equal(next(one.parameters()), next(lm.build().model.parameters()))
+        assert one.is_gradient_checkpointing == source.config.gradient_checkpointing
+
+
+def test_weights_that_a_folder_lacks_are_drawn_from_the_seed(tmp_path):
+    source = save(tmp_path, tie_word_embeddings=False)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    one, same, other = (source.prepare([], seed).build().model.lm_head.weight for seed in (0, 0, 1))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_preparing_loads_no_weights(tmp_path):
+    source = save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    lm = source.prepare([], seed=0)
+    assert len(lm.tokenizer) == 259
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        lm.build()
 
 
 def test_a_saved_model_comes_back_and_pickled_weights_are_refused(tmp_path):
-    made = scratch().load([], seed=3)
-    made.model.save_pretrained(tmp_path / "good")
-    made.tokenizer.save_pretrained(tmp_path / "good")
-    back = Pretrained(Pretrained.Config(path=str(tmp_path / "good"))).load([], seed=0)
-    assert all(torch.equal(a, b) for a, b in zip(made.model.parameters(), back.model.parameters(), strict=True))
-    assert back.tokenizer("hi").input_ids == made.tokenizer("hi").input_ids
+    source, model = save(tmp_path / "good"), made(seed=3)
+    back = source.prepare([], seed=0)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), back.build().model.parameters(), strict=True))
+    assert back.tokenizer("hi").input_ids == bytes_tokenizer()("hi").input_ids
 
-    made.model.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    model.save_pretrained(tmp_path / "pickled", safe_serialization=False)
     with pytest.raises(ConfigError, match="safetensors"):
         Pretrained(Pretrained.Config(path=str(tmp_path / "pickled"))).check()
 
 
+def test_a_folder_whose_tokenizer_has_more_tokens_than_the_model_is_refused(tmp_path):
+    source = save(tmp_path)
+    larger = bytes_tokenizer()
+    larger.add_tokens(["one more"])
+    larger.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match="260 tokens"):
+        source.prepare([], seed=0)
+
+
 def test_a_tokenizer_without_eos_is_refused(tmp_path):
-    made = scratch().load([], seed=3)
-    made.model.save_pretrained(tmp_path)
-    made.tokenizer.eos_token = None
-    made.tokenizer.save_pretrained(tmp_path)
+    source = save(tmp_path)
+    endless = bytes_tokenizer()
+    endless.eos_token = None
+    endless.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="EOS"):
-        Pretrained(Pretrained.Config(path=str(tmp_path))).load([], seed=0)
+        source.prepare([], seed=0)
 
 
 def test_the_list_of_architectures_is_the_librarys_own():
