@@ -1,7 +1,8 @@
 """What a model source is, and what every causal LM gets on its way in: dropout, checkpointing, a checked head."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from orpo_exp.registry import Registry
-from orpo_exp.schema import Settings, setting
+from orpo_exp.schema import ConfigError, Refused, Settings, setting
 from orpo_exp.types import BuiltModel
 
 if TYPE_CHECKING:
@@ -91,10 +92,28 @@ class ModelSource(ABC):
             torch.manual_seed(seed)
             model = self.model(hf_config)
         if self.config.gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            with told_about("model.gradient_checkpointing", True, "false for this architecture"):
+                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         finish = finish_logits(model.config)
         check_model(model, finish)
         return BuiltModel(model, finish)
+
+
+@contextmanager
+def told_about(key: str, given: object, allowed: str) -> Iterator[None]:
+    """Tell what transformers makes of something that the user named as a ConfigError about that."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except Refused:
+        raise
+    except Exception as error:
+        expected = isinstance(error, OSError | ValueError | KeyError | ImportError | SafetensorError)
+        if not expected and type(error) is not Exception:  # which is what tokenizers raises
+            raise
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ConfigError(key, given, allowed, f"It failed: {reason}") from error
 
 
 def set_dropout(config: Any, dropout: float) -> None:

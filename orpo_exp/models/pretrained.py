@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 from typing_extensions import override
 
-from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, set_dropout
+from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, set_dropout, told_about
 from orpo_exp.schema import ConfigError
 
 if TYPE_CHECKING:
@@ -62,9 +62,10 @@ class Pretrained(ModelSource):
         from transformers import AutoConfig
 
         c = self.config
-        hf_config = AutoConfig.from_pretrained(
-            os.path.expanduser(c.path), revision=c.revision, trust_remote_code=c.trust_remote_code
-        )
+        with told_about("model.path", c.path, "a folder or hub id with a causal LM"):
+            hf_config = AutoConfig.from_pretrained(
+                os.path.expanduser(c.path), revision=c.revision, trust_remote_code=c.trust_remote_code
+            )
         rows = hf_config.get_text_config(decoder=True).vocab_size
         if len(tokenizer) > rows:
             raise ConfigError(
@@ -82,15 +83,16 @@ class Pretrained(ModelSource):
         from transformers import AutoModelForCausalLM
 
         c = self.config
-        return AutoModelForCausalLM.from_pretrained(
-            os.path.expanduser(c.path),
-            config=hf_config,
-            revision=c.revision,
-            torch_dtype=getattr(torch, c.dtype.value),
-            attn_implementation=c.attention.value,
-            use_safetensors=True,
-            trust_remote_code=c.trust_remote_code,
-        )
+        with told_about("model.path", c.path, "a folder or hub id with a causal LM in safetensors"):
+            return AutoModelForCausalLM.from_pretrained(
+                os.path.expanduser(c.path),
+                config=hf_config,
+                revision=c.revision,
+                torch_dtype=getattr(torch, c.dtype.value),
+                attn_implementation=c.attention.value,
+                use_safetensors=True,
+                trust_remote_code=c.trust_remote_code,
+            )
 
 
 def check_folder(path: str, key: str) -> None:
@@ -109,15 +111,10 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     check_folder(path, key)
-    try:
+    with told_about(key, path, "a folder or hub id with a tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             os.path.expanduser(path), revision=revision, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            key, path, "a folder or hub id with a tokenizer", f"It could not be read: {reason}"
-        ) from error
     if tokenizer.eos_token_id is None:
         raise ConfigError(key, path, "a tokenizer with an EOS token", "Set eos_token in its tokenizer_config.json.")
     return tokenizer

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
-from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, set_dropout
+from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, set_dropout, told_about
 from orpo_exp.models.pretrained import check_folder, load_tokenizer
 from orpo_exp.models.tokenizers import BYTES_VOCABULARY, bytes_tokenizer, trained_tokenizer
 from orpo_exp.schema import ConfigError, setting
@@ -84,7 +84,8 @@ class Scratch(ModelSource):
     def model(self, hf_config: "PretrainedConfig") -> "PreTrainedModel":
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_config(hf_config, attn_implementation=self.config.attention.value)
+        with told_about("model.arch", self.config.arch, "an architecture that can be made in these sizes"):
+            return AutoModelForCausalLM.from_config(hf_config, attn_implementation=self.config.attention.value)
 
     @override
     def hf_config(self, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
@@ -96,7 +97,17 @@ class Scratch(ModelSource):
             raise ConfigError(
                 "model.vocab_size", vocab_size, f"at least {len(tokenizer)}, the tokenizer's size", "Or leave it null."
             )
-        hf_config = CONFIG_MAPPING[c.arch]()
+        with told_about("model.arch", c.arch, "an architecture that can be made in these sizes"):
+            hf_config = CONFIG_MAPPING[c.arch]()
+            for name, value in self._sizes(hf_config, vocab_size).items():
+                setattr(hf_config, name, value)
+            for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+                setattr(hf_config, name, getattr(tokenizer, name))
+            set_dropout(hf_config, c.dropout)
+            return type(hf_config).from_dict(hf_config.to_dict())  # lets the class derive what depends on the sizes
+
+    def _sizes(self, hf_config: "PretrainedConfig", vocab_size: int) -> dict[str, Any]:
+        c = self.config
         head_dim = c.hidden_size // c.num_attention_heads
         sizes: dict[str, Any] = {
             "vocab_size": vocab_size,
@@ -105,7 +116,6 @@ class Scratch(ModelSource):
             "num_attention_heads": c.num_attention_heads,
             "max_position_embeddings": c.max_position_embeddings,
             "tie_word_embeddings": c.tie_word_embeddings,
-            **{name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")},
         }
         # what an architecture may lack is an error only where it was asked for
         optional = {
@@ -116,14 +126,13 @@ class Scratch(ModelSource):
             "initializer_range": (None, c.initializer_range),
         }
         for name, (asked, default) in optional.items():
+            if isinstance(getattr(type(hf_config), name, None), property):
+                continue  # Falcon derives its head_dim
             if hasattr(hf_config, name):
                 sizes[name] = default if asked is None else asked
             elif asked is not None:
                 raise ConfigError(f"model.{name}", asked, f"null, for {c.arch} has no such size", f"Remove {name}.")
-        for name, value in sizes.items():
-            setattr(hf_config, name, value)
-        set_dropout(hf_config, c.dropout)
-        return type(hf_config).from_dict(hf_config.to_dict())  # lets the class derive what depends on the sizes
+        return sizes
 
 
 def causal_lm_types() -> list[str]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from orpo_exp.models.base import set_dropout
+from orpo_exp.models.base import Attention, set_dropout
 from orpo_exp.models.head import check_model
 from orpo_exp.models.pretrained import Pretrained
 from orpo_exp.models.scratch import Scratch, causal_lm_types
@@ -32,7 +32,7 @@ def save(folder, **settings):
 
 
 @pytest.mark.parametrize(
-    "arch", ["llama", "qwen2", "mistral", "gemma2", "gpt2", "cohere", "granite", "gpt_neox", "phi"]
+    "arch", ["llama", "qwen2", "mistral", "gemma2", "gpt2", "cohere", "granite", "gpt_neox", "phi", "falcon"]
 )
 def test_architectures_build_and_their_heads_are_understood(arch):
     """`build` compares with the model's own logits: Gemma's soft cap, Cohere's and Granite's scales are in it."""
@@ -137,7 +137,7 @@ def test_preparing_loads_no_weights(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     lm = source.prepare([], seed=0)
     assert len(lm.tokenizer) == 259
-    with pytest.raises(OSError, match=r"model\.safetensors"):
+    with pytest.raises(ConfigError, match=r"model\.safetensors"):
         lm.build()
 
 
@@ -168,6 +168,44 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path):
     endless.save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match="EOS"):
         source.prepare([], seed=0)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer.json", b"{"),  # a plain Exception
+        ("tokenizer_config.json", b"{"),
+        ("tokenizer_config.json", b'{"tokenizer_class": "Nope"}'),
+        ("config.json", b"{"),  # an OSError
+        ("config.json", b'{"model_type": "nope", "vocab_size": 259}'),  # a ValueError
+        ("config.json", b'{"model_type": "t5", "vocab_size": 259}'),
+        (
+            "config.json",
+            b'{"model_type": "llama", "vocab_size": 259, "rope_scaling": {"rope_type": "nope"}}',
+        ),  # a KeyError
+        ("model.safetensors", b"cut short"),  # a SafetensorError
+    ],
+)
+def test_whatever_transformers_makes_of_a_broken_folder_is_told_as_refused(tmp_path, file, content):
+    source = save(tmp_path)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(ConfigError, match=r"model\.path"):
+        source.prepare([], seed=0).build()
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"arch": "nope"}, "arch"),  # a KeyError
+        ({"arch": "musicgen"}, "arch"),  # a ValueError
+        ({"arch": "mpt"}, "arch"),  # knows no sdpa
+        ({"attention": Attention.flash_attention_2}, "arch"),  # is not installed here: an ImportError
+        ({"arch": "ctrl", "attention": Attention.eager, "gradient_checkpointing": True}, "gradient_checkpointing"),
+    ],
+)
+def test_what_cannot_be_made_is_told_as_refused(settings, key):
+    with pytest.raises(ConfigError, match=rf"model\.{key}"):
+        made(**settings)
 
 
 def test_the_list_of_architectures_is_the_librarys_own():
