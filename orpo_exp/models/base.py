@@ -65,6 +65,10 @@ class ModelSource(ABC):
         return None
 
     @abstractmethod
+    def digest(self, seed: int) -> str:
+        """A hexadecimal SHA-256 of where the starting weights come from, wherever that lies; taken without a model."""
+
+    @abstractmethod
     def tokenizer(self, texts: Iterable[str]) -> "PreTrainedTokenizerBase":
         """The tokenizer; `texts` are the data's own, for one that is trained on them."""
 

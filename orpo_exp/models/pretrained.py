@@ -1,5 +1,6 @@
 """Models and tokenizers from a local folder or the Hugging Face hub."""
 
+import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from orpo_exp.schema import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+FILE_TYPES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py")  # of weights, configuration and tokenizer
 
 
 class DType(Enum):
@@ -51,6 +55,10 @@ class Pretrained(ModelSource):
             raise ConfigError(
                 "model.path", self.config.path, "a folder with *.safetensors", "Save the model with safetensors."
             )
+
+    @override
+    def digest(self, seed: int) -> str:
+        return files_digest(self.config.path, "model.path", "config.json", self.config.revision)
 
     @override
     def tokenizer(self, texts: Iterable[str]) -> "PreTrainedTokenizerBase":
@@ -93,6 +101,27 @@ class Pretrained(ModelSource):
                 use_safetensors=True,
                 trust_remote_code=c.trust_remote_code,
             )
+
+
+def files_digest(path: str, key: str, some_file: str, revision: str | None = None) -> str:
+    """A hexadecimal SHA-256 of the files that a model or a tokenizer is read from.
+
+    Of a local folder it takes their names and contents; of a hub id the id and the commit of `some_file`, which the cache
+    tells where there is no network. ConfigError where there is no such file.
+    """
+    from transformers.utils.hub import cached_file, extract_commit_hash
+
+    digest = hashlib.sha256()
+    folder = Path(path).expanduser()
+    with told_about(key, path, "a folder that can be read, or a hub id `owner/name`"):
+        if not folder.is_dir():
+            commit = extract_commit_hash(cached_file(path, some_file, revision=revision), None)
+            digest.update(f"{path} {commit}".encode())
+        else:
+            for file in sorted(file for file in folder.iterdir() if file.suffix in FILE_TYPES):
+                with file.open("rb") as content:
+                    digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def check_folder(path: str, key: str) -> None:

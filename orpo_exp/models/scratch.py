@@ -1,8 +1,11 @@
 """Models with random weights, in any causal-LM architecture of Hugging Face."""
 
 import ast
+import dataclasses
 import difflib
+import hashlib
 import importlib.util
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +14,14 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, set_dropout, told_about
-from orpo_exp.models.pretrained import check_folder, load_tokenizer
+from orpo_exp.models.pretrained import check_folder, files_digest, load_tokenizer
 from orpo_exp.models.tokenizers import BYTES_VOCABULARY, bytes_tokenizer, trained_tokenizer
-from orpo_exp.schema import ConfigError, setting
+from orpo_exp.schema import ConfigError, numeric_content, setting
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+OWN_TOKENIZERS = ("bytes", "train")
 
 
 @MODELS.register("scratch")
@@ -68,8 +73,17 @@ class Scratch(ModelSource):
                 f"a causal LM's model type: {', '.join(known)}",
                 f"Did you mean {close[0]}?" if close else "Choose one of these.",
             )
-        if self.config.tokenizer not in ("bytes", "train"):
+        if self.config.tokenizer not in OWN_TOKENIZERS:
             check_folder(self.config.tokenizer, "model.tokenizer")
+
+    @override
+    def digest(self, seed: int) -> str:
+        settings = numeric_content(self.config)
+        for of_every_model in dataclasses.fields(ModelConfig):  # they say how to compute, not what weights to draw
+            settings.pop(of_every_model.name, None)
+        if self.config.tokenizer not in OWN_TOKENIZERS:
+            settings["tokenizer"] = files_digest(self.config.tokenizer, "model.tokenizer", "tokenizer_config.json")
+        return hashlib.sha256(json.dumps([settings, seed], sort_keys=True).encode()).hexdigest()
 
     @override
     def tokenizer(self, texts: Iterable[str]) -> "PreTrainedTokenizerBase":
