@@ -14,7 +14,7 @@ from hydra._internal.utils import get_args_parser
 from omegaconf import DictConfig, open_dict
 
 from orpo_exp.composition import check, chosen_launcher, compose, conf_folder, outside_conf, search_path
-from orpo_exp.data import DATA
+from orpo_exp.data import DATA, SourceData
 from orpo_exp.launchers import Launcher
 from orpo_exp.models import MODELS
 from orpo_exp.plugins import Place, torchrun_place
@@ -22,11 +22,11 @@ from orpo_exp.registry import import_outside
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.runs.resuming import has_work
 from orpo_exp.runs.states import how_many
-from orpo_exp.schema import ConfigError
+from orpo_exp.schema import ConfigError, Refused
 from orpo_exp.sweeps.points import Combination, Plan, combinations, plan, sweep_name
 from orpo_exp.sweeps.progress import GOING_ON, states
 from orpo_exp.sweeps.summary import write_summary
-from orpo_exp.sweeps.sweep_file import write_sweep
+from orpo_exp.sweeps.sweep_file import add_points
 from orpo_exp.user_errors import ComposeError, error_page, explain
 
 
@@ -58,29 +58,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return sweep(args.overrides, args.config_dir)
         composed = compose(args.overrides, args.config_dir)
         launcher = chosen_launcher(composed)
-        options = ("--config-dir", args.config_dir) if args.config_dir else ()
-        order = dataclasses.replace(check(composed, args.overrides), options=options)
+        order = dataclasses.replace(check(composed, args.overrides), options=options_of(args.config_dir))
         if place is None:
             launcher.check([order])
             if not has_work(order):  # of torchrun's ranks the main one will ask
                 print(f"This run has completed already: {order.folder}")
                 return 0
-        preflight(order)
-        return start(order, place, launcher)
+        return start(dataclasses.replace(order, data=preflight(order)), place, launcher)
     except (ConfigError, *ComposeError) as error:
         if place is None or place.rank == 0:
             print(error_page(explain(error, args.overrides)), file=sys.stderr)
         return 2
 
 
-def preflight(order: RunOrder) -> None:
-    """Refuse what only a look at the disk can tell, before anything is made there."""
+def options_of(config_dir: str | None) -> tuple[str, ...]:
+    """What a command that goes on with a run has to say before the overrides."""
+    return ("--config-dir", config_dir) if config_dir else ()
+
+
+def preflight(order: RunOrder) -> SourceData:
+    """Refuse what only a look at the disk can tell, before anything is made there; the data that were looked at."""
     try:
         MODELS.build(order.config.model).check()
-        DATA.build(order.config.data).load(order.config.seed)
+        return DATA.build(order.config.data).load(order.config.seed)
     except ConfigError:
         raise
-    except ValueError as error:
+    except Refused as error:
         raise ConfigError("data", order.config.choices.get("data"), "data that can be read", str(error)) from error
 
 
@@ -134,7 +137,7 @@ def checked_point(point: Combination, config_dir: str | None, preset: DictConfig
     if any(override.startswith("hydra.run.dir=") for override in point.overrides):
         allowed = "nothing: the points have folders of their own in hydra.sweep.dir"
         raise ConfigError("hydra.run.dir", composed.hydra.run.dir, allowed, "Give hydra.sweep.dir or sweep.name.")
-    return check(composed, point.overrides)
+    return dataclasses.replace(check(composed, point.overrides), options=options_of(config_dir))
 
 
 @contextmanager
@@ -143,8 +146,8 @@ def named(point: Combination) -> Iterator[None]:
     try:
         yield
     except (ConfigError, *ComposeError) as error:
-        told = explain(error, point.overrides)
-        raise ConfigError(told.key, f"{told.given} in the point {point.name}", told.allowed, told.do) from error
+        why = explain(error, point.overrides)
+        raise ConfigError(why.key, f"{why.given} in the point {point.name}", why.allowed, why.do) from error
 
 
 def carry_out(planned: Plan, folder: Path, launcher: Launcher) -> int:
@@ -152,7 +155,7 @@ def carry_out(planned: Plan, folder: Path, launcher: Launcher) -> int:
     from orpo_exp.experiment import run_rank
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_sweep(folder, planned.sweep)
+    add_points(folder, planned.sweep)
     counts = how_many(planned.states.elements())
     print(f"{folder}\n{planned.states.total()} points: {counts}; {len(planned.to_run)} to run", flush=True)
     if not planned.to_run:

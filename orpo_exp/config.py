@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field, fields
-from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -12,40 +11,23 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from orpo_exp.data import DATA, DataConfig
 from orpo_exp.layouts import LAYOUTS, LayoutConfig
 from orpo_exp.losses import LAM_SCHEDULES, LOSSES, LamScheduleConfig, Loss, LossConfig, Scope
+from orpo_exp.metrics import TRAINING, Metric
 from orpo_exp.models import MODELS, ModelConfig
 from orpo_exp.optimizers import OptimizerConfig, SchedulerConfig
 from orpo_exp.plugins import PLUGINS, PluginConfig
-from orpo_exp.schema import ConfigError, Settings, numeric_content, setting
+from orpo_exp.schema import (
+    ConfigError,
+    Settings,
+    affects_numbers,
+    content_as_before,
+    flat,
+    numeric_content,
+    setting,
+)
 from orpo_exp.tracking import TrackerConfig
 from orpo_exp.training.reference import REFERENCES, ReferenceConfig
+from orpo_exp.training.settings import TrainConfig
 from orpo_exp.types import Need
-
-
-class Direction(Enum):
-    """Which end of a metric is the good one."""
-
-    max = "max"
-    min = "min"
-
-
-@dataclass
-class TrainConfig(Settings):
-    """The loop's settings; pairs and optimizer steps are the units."""
-
-    global_batch_size: int = setting(64, ge=1)
-    micro_batch_size: int = setting(16, ge=1, affects_numbers=False)
-    max_steps: int | None = setting(None, ge=1)
-    epochs: float | None = setting(None, gt=0)
-    max_grad_norm: float | None = setting(1.0, gt=0)
-    eval_every: int = setting(50, ge=0)
-    log_every: int = setting(1, ge=1, affects_numbers=False)
-    save_every: int = setting(200, ge=0, affects_numbers=False)
-    keep_last: int = setting(2, ge=1, affects_numbers=False)
-    keep_best: int = setting(0, ge=0, affects_numbers=False)
-    best_metric: str = setting("rewards/accuracy", affects_numbers=False)
-    best_direction: Direction = field(default=Direction.max, metadata={"affects_numbers": False})
-    samples: int = setting(4, ge=0, affects_numbers=False)
-    sample_tokens: int = setting(64, ge=1, affects_numbers=False)
 
 
 @dataclass
@@ -60,37 +42,71 @@ class SweepConfig(Settings):
             raise ConfigError("name", self.name, "letters, digits and _ . = , + -", "Choose a name for a folder.")
 
 
+NOT_NUMERIC = {"affects_numbers": False}  # of a field that no number of a run depends on
+# What the first version's hashes covered that changes no number: in it there was one layout and one plugin. Every hash
+# goes on covering it as it was then, so that runs and sweeps of that version are found again.
+FIRST_VERSION = {"layout": {}, "choices": {"layout": "padded", "plugin": "ddp"}}
+
+
 @dataclass
 class RunConfig(Settings):
-    """One run, whole. `choices` says which option each group was composed from; it is filled in, never given."""
+    """One run, whole. `choices` says which option each group was composed from; it is filled in, never given.
+
+    A group added later gets `as_before=OPTION`: with this option everything is as it was without the group.
+    """
 
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
-    layout: LayoutConfig = MISSING
+    layout: LayoutConfig = field(default=MISSING, metadata=NOT_NUMERIC)
     loss: LossConfig = MISSING
     reference: ReferenceConfig = MISSING
     lam_schedule: LamScheduleConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     scheduler: SchedulerConfig = MISSING
-    plugin: PluginConfig = MISSING
-    tracker: dict[str, TrackerConfig] = field(default_factory=dict, metadata={"affects_numbers": False})
+    plugin: PluginConfig = field(default=MISSING, metadata=NOT_NUMERIC)  # its precision aside
+    tracker: dict[str, TrackerConfig] = field(default_factory=dict, metadata=NOT_NUMERIC)
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = setting(0, ge=0, lt=2**31)
     processes: int | None = setting(None, ge=1, affects_numbers=False)
     resume: str = setting("auto", affects_numbers=False)
-    sweep: SweepConfig = field(default_factory=SweepConfig, metadata={"affects_numbers": False})
+    sweep: SweepConfig = field(default_factory=SweepConfig, metadata=NOT_NUMERIC)
     choices: dict[str, str] = field(default_factory=dict)
 
     @property
     def config_hash(self) -> str:
         """16 hexadecimal digits over everything that can change a number of the run."""
-        return hashlib.sha256(json.dumps(self.numeric(), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()[:16]
 
-    def numeric(self) -> dict[str, Any]:
-        """Everything that can change a number of the run, as plain values."""
-        content: dict[str, Any] = numeric_content(self)
-        content["choices"].pop("tracker", None)
+    def numeric(self, whole: bool = False) -> dict[str, Any]:
+        """Everything that can change a number of the run, as plain values; see `numeric_content`."""
+        content: dict[str, Any] = numeric_content(self, whole)
+        content["plugin"] = {"precision": self.plugin.precision.name}
+        for group in fields(self):
+            if not affects_numbers(group):
+                content["choices"].pop(group.name, None)
+        for name, option in self._groups_as_before().items():
+            if not whole and not content[name] and content["choices"].get(name) == option:
+                del content[name], content["choices"][name]
         return content
+
+    def as_before(self) -> dict[str, Any]:
+        """What a configuration from before the fields and groups that were added later is read as having, by key."""
+        added = {f"choices.{name}": option for name, option in self._groups_as_before().items()}
+        return flat(content_as_before(self)) | added
+
+    def _groups_as_before(self) -> dict[str, str]:
+        groups = [f for f in fields(self) if isinstance(getattr(self, f.name), Settings)]
+        return {f.name: f.metadata["as_before"] for f in groups if "as_before" in f.metadata}
+
+    def identity(self) -> dict[str, Any]:
+        """What tells runs apart: `numeric`, and what the first version had besides."""
+        content = self.numeric()
+        return {**content, **FIRST_VERSION, "choices": content["choices"] | FIRST_VERSION["choices"]}
+
+
+def declared_metrics(config: RunConfig) -> dict[str, Metric]:
+    """What is reported of a run, by name."""
+    return {**LOSSES.build(config.loss).metrics, **TRAINING}
 
 
 def typed(node: DictConfig, choices: dict[str, str]) -> RunConfig:
@@ -182,6 +198,7 @@ def check(config: RunConfig) -> None:
             "frozen or synced, for what this loss compares with depends on the batch",
             "Choose reference=frozen.",
         )
+    _check_best(train, loss)
     _check_processes(config.processes)
 
 
@@ -194,6 +211,18 @@ def _check_lam_schedule(config: RunConfig, loss: Loss) -> None:
         allowed = f"a schedule that does not read {', '.join(sorted(missing))}: this loss does not report it"
         raise ConfigError("lam_schedule", given, allowed, "Choose another schedule, or a loss that reports it.")
     LAM_SCHEDULES.build(config.lam_schedule, loss.weight, 1)  # refuses a starting weight that it cannot work with
+
+
+def _check_best(train: TrainConfig, loss: Loss) -> None:
+    """Which checkpoints are the best must be known before the first of them is written."""
+    if not train.keep_best:
+        return
+    if train.best_metric not in loss.metrics:
+        allowed = ", ".join(loss.metrics)
+        raise ConfigError("train.best_metric", train.best_metric, allowed, "Choose a metric of this loss.")
+    if train.best_direction is None and loss.metrics[train.best_metric].good is None:
+        do = f"Say which end of {train.best_metric} is good: neither is by itself."
+        raise ConfigError("train.best_direction", None, "max or min", do)
 
 
 def _check_processes(processes: int | None) -> None:

@@ -1,32 +1,37 @@
 """One run, as a straight list of steps."""
 
-import copy
 import dataclasses
 import errno
 import logging
 import signal
 import traceback
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from orpo_exp.config import Direction, TrainConfig, resolved
+from orpo_exp.config import RunConfig, resolved
 from orpo_exp.data import DATA
 from orpo_exp.data.order import Order
 from orpo_exp.data.tokenize import TokenizedData, prepare, training_texts
 from orpo_exp.layouts import LAYOUTS
-from orpo_exp.losses import LAM_SCHEDULES, LOSSES
-from orpo_exp.models import MODELS, LoadedModel
-from orpo_exp.models.base import parameter_count
+from orpo_exp.losses import LAM_SCHEDULES, LOSSES, Loss
+from orpo_exp.metrics import Direction
+from orpo_exp.models import MODELS, CausalLM
 from orpo_exp.optimizers import OPTIMIZERS, SCHEDULERS
-from orpo_exp.plugins import PLUGINS, Place, Plugin
+from orpo_exp.plugins import PLUGINS, Place, Plugin, Which
+from orpo_exp.plugins.ranks import RefusedByMain
 from orpo_exp.runs.folder import RunFolder, package_versions
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.runs.resuming import find_checkpoint, has_work
+from orpo_exp.schema import Refused
 from orpo_exp.tracking import TRACKERS, RunInfo, Trackers
 from orpo_exp.tracking.jsonl import Jsonl
-from orpo_exp.tracking.logs import setup_logging
+from orpo_exp.tracking.logs import Messages
 from orpo_exp.training import Loop, TrainingDiverged, write_samples
-from orpo_exp.training.checkpoints import Checkpoints, Keep, NotSaved, RefusedByMain, from_main
+from orpo_exp.training.checkpoints import Checkpoints, Keep, NotSaved
 from orpo_exp.training.reference import REFERENCES
+from orpo_exp.training.sharing import Sharing
+from orpo_exp.training.stop import Stopped, StopRequest
 
 log = logging.getLogger(__name__)
 
@@ -34,185 +39,211 @@ COMPLETED, FAILED, REFUSED, STOPPED = 0, 1, 2, 128
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def run_rank(place: Place, order: RunOrder) -> int:
-    """Run one rank of a run from where it stands to its end; the process's exit code.
+@dataclass
+class RunResult:
+    """How a run ended on this rank. status: completed, failed or interrupted, with the reason as `error`.
 
-    0 completed, 1 failed, 2 refused because of what the user gave, 128 + its number when stopped by a signal (130 for
-    Ctrl-C). The main rank's result.json and log say the same, whatever the end was.
+    code: 0 completed, 1 failed, 2 refused because of what the user gave, 128 + its number when stopped by a signal
+    (130 for Ctrl-C). metrics: the final held-out ones.
     """
-    main = place.rank == 0
-    setup_logging(None, main=main, rank=place.rank)
+
+    folder: Path
+    status: str = "failed"
+    metrics: dict[str, float] = field(default_factory=dict)
+    error: str | None = None
+    code: int = FAILED
+
+
+def run_rank(place: Place, order: RunOrder) -> int:
+    """Run one rank and return the process's exit code; see `run`."""
+    return run(order, place).code
+
+
+def run(order: RunOrder, place: Place | None = None) -> RunResult:
+    """Run one rank of a run, by default the only one, from where it stands to its end.
+
+    Nothing is raised but by a second Ctrl-C: the result, the main rank's result.json and the log say how it ended.
+    Handlers of signals and messages and the process group are put back as they were.
+    """
+    place = place or Place()
+    main, result = place.rank == 0, RunResult(order.folder)
     trackers = Trackers([])
     plugin: Plugin | None = None
     folder: RunFolder | None = None
-    status, error, code = "failed", None, FAILED
-    try:
-        plugin = PLUGINS.build(order.config.plugin, place)
-        order = dataclasses.replace(order, folder=Path(plugin.exchange(str(order.folder))[0]))
-        if not from_main(plugin, lambda: has_work(order)):
-            log.info("this run has completed already: %s", order.folder)
-            return COMPLETED
-        if main:
-            folder = RunFolder(order.folder)
-            folder.begin(order.config, order.overrides, place.world_size)
-        plugin.barrier()
-        setup_logging(order.folder, main=main, rank=place.rank)
-        signal_number = run(plugin, order, folder, trackers)
-        status, code = ("interrupted", STOPPED + signal_number) if signal_number else ("completed", COMPLETED)
-    except KeyboardInterrupt:
-        status, error, code = "interrupted", "stopped by the user", STOPPED + signal.SIGINT
-    except (TrainingDiverged, NotSaved) as told:
-        error = str(told)
-        log.error("%s", told)
-    except ValueError as refused:
-        error, code = str(refused), REFUSED
-        alone = not main and not isinstance(refused, RefusedByMain)
-        log.error("%s", refused, exc_info=alone)
-        log.debug("where it happened", exc_info=True)
-    except Exception as failure:
-        error = "".join(traceback.format_exception(failure))
-        if isinstance(failure, OSError) and failure.errno in FULL_DISK:
-            log.error("the disk is full: %s. The last checkpoint is intact.", failure, exc_info=not main)
+    with Messages(place.rank) as messages:
+        try:
+            plugin = PLUGINS.build(order.config.plugin, place)
+            result.folder = Path(plugin.ranks.exchange(str(order.folder))[0])
+            order = dataclasses.replace(order, folder=result.folder)
+            if not plugin.ranks.from_main(lambda: has_work(order)):
+                log.info("this run has completed already: %s", order.folder)
+                result.status, result.code = "completed", COMPLETED
+            else:
+                if main:
+                    folder = RunFolder(order.folder)
+                    folder.begin(order, place.world_size)
+                plugin.ranks.barrier()
+                messages.keep(order.folder)
+                train(plugin, order, folder, trackers, result)
+        except KeyboardInterrupt:
+            result.status, result.error, result.code = "interrupted", "stopped by the user", STOPPED + signal.SIGINT
+        except Stopped as stopped:
+            result.status, result.code = "interrupted", STOPPED + stopped.number
+        except (TrainingDiverged, NotSaved) as failure:
+            result.error = str(failure)
+            log.error("%s", failure)
+        except Refused as refused:
+            result.error, result.code = str(refused), REFUSED
+            alone = not main and not isinstance(refused, RefusedByMain)
+            log.error("%s", refused, exc_info=alone)
             log.debug("where it happened", exc_info=True)
-        else:
-            log.exception("the run failed")
-    finally:
-        if plugin:
-            plugin.close()
-    if folder:
-        ended(folder, trackers, status, error)
-    if main and code not in (COMPLETED, REFUSED):
-        log.warning("To go on with this run: %s", order.resume_command)
-    return code
+        except Exception as failure:
+            result.error = "".join(traceback.format_exception(failure))
+            if isinstance(failure, OSError) and failure.errno in FULL_DISK:
+                log.error("the disk is full: %s. The last checkpoint is intact.", failure, exc_info=not main)
+                log.debug("where it happened", exc_info=True)
+            else:
+                log.exception("the run failed")
+        finally:  # written down before the ranks part, in which one can hang
+            if folder:
+                write_end(folder, trackers, result)
+            if main and result.code not in (COMPLETED, REFUSED):
+                log.warning("To go on with this run: %s", order.resume_command)
+            if plugin:
+                plugin.ranks.leave()
+    return result
 
 
-def ended(folder: RunFolder, trackers: Trackers, status: str, error: str | None) -> None:
+def write_end(folder: RunFolder, trackers: Trackers, result: RunResult) -> None:
     """Say everywhere how the run ended. A result.json that cannot be written must not hide why."""
     try:
-        folder.end(status, error)
+        folder.end(result.status, result.error)
     except OSError as failure:
         log.error("result.json could not be written: %s", failure)
     trackers.finish(folder.result)
 
 
-def run(plugin: Plugin, order: RunOrder, folder: RunFolder | None, trackers: Trackers) -> int:
-    """Load, go on where the last checkpoint stands, train, evaluate, save.
+def train(plugin: Plugin, order: RunOrder, folder: RunFolder | None, trackers: Trackers, result: RunResult) -> None:
+    """Load, go on where the last checkpoint stands, train, evaluate, save; what it comes to goes into `result`.
 
-    Returns the number of the signal that ended it early, 0 for none.
+    folder: on the main rank alone.
     """
-    config, train = order.config, order.config.train
-    data = DATA.build(config.data).load(config.seed)
-    loaded = MODELS.build(config.model).load(training_texts(data), config.seed)
-    pairs = prepare(data, loaded.tokenizer, config.data.max_length, config.data.min_prompt_length)
+    config, ranks = order.config, plugin.ranks
+    data = order.data or DATA.build(config.data).load(config.seed)
+    source = MODELS.build(config.model)
+    policy = source.prepare(training_texts(data), config.seed)
+    pairs = prepare(data, policy.tokenizer, config.data.max_length, config.data.min_prompt_length)
+    digest = ranks.from_main(lambda: source.digest(config.seed))
 
-    steps = Order(pairs.size, train.global_batch_size, config.seed)
-    max_steps = total_steps(steps.steps_per_epoch, train.max_steps, train.epochs)
+    steps = Order(pairs.size, config.train.global_batch_size, config.seed)
+    max_steps = config.train.total_steps(steps.steps_per_epoch)
     loss = LOSSES.build(config.loss)
+    sharing = Sharing(LAYOUTS.build(config.layout), ranks, loss.needs, config.train.micro_batch_size)
+    reference = REFERENCES.build(config.reference, plugin, sharing) if loss.needs_reference else None
     optimizer = OPTIMIZERS.build(config.optimizer)
-    parameters = loaded.model.parameters()
-    layout = LAYOUTS.build(config.layout)
-    reference = REFERENCES.build(config.reference, plugin, layout, loss.needs) if loss.needs_reference else None
-    beside = copy.deepcopy(loaded.model) if reference and reference.beside_policy else None
-    plugin.prepare(loaded.model, loaded.finish_logits, optimizer.make(parameters), train.max_grad_norm)
+    plugin.prepare(policy.build, optimizer.make, config.train.max_grad_norm)
     plugin.seed(config.seed)
-    if beside:
-        plugin.hold_reference(beside)
+    if reference and reference.beside_policy:
+        plugin.hold_reference(policy.build)
 
-    about = {
-        "plugin": type(plugin).__name__,
-        "world_size": plugin.world_size,
-        "versions": package_versions(),
-        "settings": config.numeric(),
-        "data": pairs.fingerprint(),
-    }
-    checkpoint, resumed_from = from_main(plugin, lambda: find_checkpoint(order, about))
+    about = manifest(config, plugin, pairs, digest)
+    checkpoint, resumed_from = ranks.from_main(lambda: find_checkpoint(order, about))
     if folder:
-        folder.write(total_steps=max_steps)
+        folder.note(total_steps=max_steps)
         trackers.trackers += [Jsonl(), *(TRACKERS.build(tracker) for tracker in config.tracker.values())]
         trackers.start(RunInfo(order.folder, order.experiment, resolved(config), max_steps, resumed_from))
-    report(order, loaded, pairs, plugin.world_size)
+    report(plugin, config, policy, pairs)
 
-    if reference:
-        seen = max_steps * train.global_batch_size if pairs.size is None else pairs.size
-        reference.begin(pairs, seen, train.micro_batch_size)
+    scheduler = SCHEDULERS.build(config.scheduler, max_steps)
     moves = reference is not None and reference.moves
     loop = Loop(
+        train=config.train,
         plugin=plugin,
-        layout=layout,
+        sharing=sharing,
         loss=loss,
         lam_schedule=LAM_SCHEDULES.build(config.lam_schedule, loss.weight, max_steps),
-        scheduler=SCHEDULERS.build(config.scheduler, max_steps),
+        learning_rate=lambda step: optimizer.lr * scheduler.factor(step),
         data=pairs,
         order=steps,
         trackers=trackers,
         reference=reference,
-        lr=optimizer.lr,
         max_steps=max_steps,
-        micro_batch_size=train.micro_batch_size,
-        eval_every=train.eval_every,
-        log_every=train.log_every,
-        save_every=train.save_every,
-        checkpoints=Checkpoints(order.folder / "checkpoints", plugin, about, keep(train), moves),
-        heartbeat=folder.heartbeat if folder else lambda step: None,
+        checkpoints=Checkpoints(order.folder / "checkpoints", plugin, about, keep(config, loss), moves),
+        stop=StopRequest(),
+        note_step=lambda step: folder.note(steps=step) if folder else None,
     )
-    before = answers(plugin, loaded, pairs, train.samples, train.sample_tokens)
-    if checkpoint:
-        loop.resume(Path(checkpoint))
-        log.info("resumed at step %d of %d, from %s", loop.step, max_steps, checkpoint)
     with loop.stop.listening():  # to the end: a launcher's own handlers would cut into the writing
+        if reference:
+            seen = max_steps * config.train.global_batch_size if pairs.size is None else pairs.size
+            reference.begin(pairs, seen, loop.stop)
+        before = answers(plugin, policy, pairs, config)
+        if checkpoint:
+            loop.resume(Path(checkpoint))
+            log.info("resumed at step %d of %d, from %s", loop.step, max_steps, checkpoint)
         loop.run()
-        memory = plugin.peak_memory_bytes()
+        result.metrics = loop.eval_metrics
+        memory = ranks.peak_memory_bytes()
         if folder:
-            folder.write(steps=loop.step, eval=loop.eval_metrics, peak_memory_bytes=memory, **loop.speed.overall())
+            folder.note(steps=loop.step, eval=loop.eval_metrics, peak_memory_bytes=memory, **loop.speed.overall())
         if loop.stopped_by:
             name = signal.Signals(loop.stopped_by).name
             log.warning("Stopped by %s after step %d of %d; everything is saved.", name, loop.step, max_steps)
-            return loop.stopped_by
-        after = answers(plugin, loaded, pairs, train.samples, train.sample_tokens)
+            raise Stopped(loop.stopped_by)
+        after = answers(plugin, policy, pairs, config)
         plugin.save_weights(order.folder / "model")
         if folder:
-            loaded.tokenizer.save_pretrained(order.folder / "model")
+            policy.tokenizer.save_pretrained(order.folder / "model")
             answered = {"before training": before, "after training": after}
-            write_samples(order.folder / "samples.md", pairs.texts[: train.samples], answered)
+            write_samples(order.folder / "samples.md", pairs.texts[: config.train.samples], answered)
             draw_plots(order.folder)
-    return 0
+    result.status, result.code = "completed", COMPLETED
 
 
-def keep(train: TrainConfig) -> Keep:
+def manifest(config: RunConfig, plugin: Plugin, pairs: TokenizedData, model_digest: str) -> dict[str, Any]:
+    """What a checkpoint says of its run: what must be the same where another one goes on from it, and how the work was
+    split, which need not."""
+    whole = resolved(config)
+    split = {
+        "ranks": plugin.ranks.world_size,
+        "micro_batch_size": config.train.micro_batch_size,
+        **{group: config.choices.get(group) for group in ("plugin", "layout")},
+        **{f"{group}.{key}": value for group in ("plugin", "layout") for key, value in whole[group].items()},
+    }
+    return {
+        "plugin": plugin.checkpoint_form,
+        "split": split,
+        "versions": package_versions(),
+        "settings": config.numeric(),
+        "data": pairs.fingerprint(),
+        "model": model_digest,
+    }
+
+
+def keep(config: RunConfig, loss: Loss) -> Keep:
     """Which checkpoints the settings keep."""
-    sign = 1.0 if train.best_direction is Direction.max else -1.0
-    return Keep(train.keep_last, train.keep_best, train.best_metric, sign)
+    train = config.train
+    good = train.best_direction or (loss.metrics[train.best_metric].good if train.keep_best else None)
+    return Keep(train.keep_last, train.keep_best, train.best_metric, -1.0 if good is Direction.min else 1.0)
 
 
-def total_steps(steps_per_epoch: int | None, max_steps: int | None, epochs: float | None) -> int:
-    """Optimizer steps of a run: max_steps where it is given, else as many as the epochs hold."""
-    if max_steps is not None:
-        return max_steps
-    assert epochs is not None  # else refused by the configuration
-    assert steps_per_epoch is not None
-    return max(1, round(epochs * steps_per_epoch))
-
-
-def answers(plugin: Plugin, loaded: LoadedModel, pairs: TokenizedData, count: int, max_new_tokens: int) -> list[str]:
+def answers(plugin: Plugin, policy: CausalLM, pairs: TokenizedData, config: RunConfig) -> list[str]:
     """Greedy answers to the first held-out prompts, as text."""
-    prompts = [pair.prompt_ids for pair in pairs.held_out[:count]]
-    return [
-        loaded.tokenizer.decode(ids) for ids in plugin.generate(prompts, max_new_tokens, loaded.tokenizer.eos_token_id)
-    ]
+    prompts = [pair.prompt_ids for pair in pairs.held_out[: config.train.samples]]
+    generated = plugin.models[Which.policy].generate(prompts, config.train.sample_tokens, policy.tokenizer.eos_token_id)
+    return [policy.tokenizer.decode(ids) for ids in generated]
 
 
-def report(order: RunOrder, loaded: LoadedModel, pairs: TokenizedData, ranks: int) -> None:
+def report(plugin: Plugin, config: RunConfig, policy: CausalLM, pairs: TokenizedData) -> None:
     """Tell the user what was found: rows, skipped ones by reason, the model's size."""
     size = "endless" if pairs.size is None else f"{pairs.size:,}"
     log.info("data: %s training pairs, %d held out, %d truncated", size, len(pairs.held_out), pairs.truncated)
     for reason, rows in pairs.skipped.items():
         shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
         log.warning("skipped %d rows: %s (rows %s)", len(rows), reason, shown)
-    if loaded.tokenizer.chat_template is None and any(not isinstance(pair.prompt, str) for pair in pairs.texts):
+    if policy.tokenizer.chat_template is None and any(not isinstance(pair.prompt, str) for pair in pairs.texts):
         log.info("the tokenizer has no chat template: turns are written as `User: ...`, `Assistant: ...`")
-    size = f"{parameter_count(loaded.model):,} parameters"
-    log.info("model: %s, %s, %d ranks", type(loaded.model).__name__, size, ranks)
-    if order.config.model.dropout > 0:
+    log.info("model: %s, %d ranks", plugin.models[Which.policy].describe(), plugin.ranks.world_size)
+    if config.model.dropout > 0:
         log.warning("model.dropout is above 0: the loss now depends on how the work is split")
 
 

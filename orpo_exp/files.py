@@ -11,10 +11,11 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file beside and put it in place at once; other processes may be doing the same."""
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """Write to the path that is given here; it is put in place at once. Other processes may be doing the same."""
     beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    beside.write_text(text, encoding="utf-8")
+    yield beside
     beside.replace(path)
 
 
@@ -27,3 +28,9 @@ def locked(lock: Path) -> Iterator[None]:
         except OSError as error:  # every file is still replaced at once; the last writer's stay
             log.warning("%s cannot be locked (%s): two may write at the same time", lock, error)
         yield
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file at once."""
+    with written_beside(path) as beside:
+        beside.write_text(text, encoding="utf-8")

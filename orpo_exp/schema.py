@@ -89,26 +89,45 @@ class Settings:
                 raise ConfigError(field.name, value, allowed, "Choose a value in this range.")
 
 
-def numeric_content(config: Any) -> Any:
+def numeric_content(config: Any, whole: bool = False) -> Any:
     """Everything in a configuration that can change what a run computes, as plain JSON types.
 
-    Fields that were added later are left out while they have the value that means "as before".
+    Fields that were added later are left out while they have the value that means "as before", unless it is to be
+    `whole`.
     """
     if dataclasses.is_dataclass(config):
-        values = {
-            f: getattr(config, f.name) for f in dataclasses.fields(config) if f.metadata.get("affects_numbers", True)
-        }
-        absent = object()
-        return {
-            f.name: numeric_content(value)
-            for f, value in values.items()
-            if value != f.metadata.get("as_before", absent)
-        }
+        values = {f: getattr(config, f.name) for f in dataclasses.fields(config) if affects_numbers(f)}
+        kept = {f: value for f, value in values.items() if whole or value != f.metadata.get("as_before", ...)}
+        return {f.name: numeric_content(value, whole) for f, value in kept.items()}
     if isinstance(config, dict):
-        return {key: numeric_content(value) for key, value in config.items()}
+        return {key: numeric_content(value, whole) for key, value in config.items()}
     if isinstance(config, list):
-        return [numeric_content(value) for value in config]
+        return [numeric_content(value, whole) for value in config]
     return config.name if isinstance(config, Enum) else config
+
+
+def content_as_before(config: Any) -> dict[str, Any]:
+    """The fields that were added later, each with the value that means "as before", nested as in the configuration."""
+    content: dict[str, Any] = {}
+    for name, value, mark in _members(config):
+        if dataclasses.is_dataclass(value) or isinstance(value, dict):
+            content[name] = content_as_before(value)
+        elif mark is not ...:
+            content[name] = numeric_content(mark)
+    return content
+
+
+def affects_numbers(field: "dataclasses.Field[Any]") -> bool:
+    """Whether a number of the run can depend on a field."""
+    return bool(field.metadata.get("affects_numbers", True))
+
+
+def _members(config: Any) -> list[tuple[str, Any, Any]]:
+    """Name, value and `as_before` mark (... for none) of what is in a configuration."""
+    if isinstance(config, dict):
+        return [(str(key), value, ...) for key, value in config.items()]
+    found = [f for f in dataclasses.fields(config) if affects_numbers(f)]
+    return [(f.name, getattr(config, f.name), f.metadata.get("as_before", ...)) for f in found]
 
 
 def flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:

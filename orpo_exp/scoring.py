@@ -24,8 +24,8 @@ def captured_hidden(output_embeddings: nn.Module) -> Iterator[list[Tensor]]:
     """Run a causal LM for its last hidden states alone.
 
     Inside the context the model's own head is given no position, so that its forward makes no logits, and each forward
-    appends the (rows, columns, hidden) states that would have gone into the head. The model is called as a whole, by
-    whatever wraps it: no wrapper has to know.
+    appends the (sequences, positions, hidden) states that would have gone into the head. The model is called as a
+    whole, by whatever wraps it: no wrapper has to know.
     """
     captured: list[Tensor] = []
 
@@ -43,12 +43,14 @@ def captured_hidden(output_embeddings: nn.Module) -> Iterator[list[Tensor]]:
 def pair_logps(hidden: Tensor, head: Head, index: ScoreIndex, chunk_numbers: int = CHUNK_NUMBERS) -> PairLogps:
     """Log-probability of every scored token.
 
-    hidden: (rows, columns, hidden), the states that go into the head.
+    hidden: (sequences, positions, hidden), the states that go into the head.
     head: (n, hidden) -> (n, vocabulary) logits.
     index: which states to score, against which tokens.
     """
-    states = hidden[index.row.to(hidden.device), index.position.to(hidden.device)]
+    # (sequences, positions, hidden) -> (scored tokens, hidden), in the order of PairLogps
+    states = hidden[index.sequence.to(hidden.device), index.position.to(hidden.device)]
     scored = token_logps(states, head, index.target.to(hidden.device), chunk_numbers, index.log_squared)
+    # (scored tokens,) -> (tokens,) for each span
     spans = list(index.lengths)
     sizes = [int(index.lengths[span].sum()) for span in spans]
     parts = zip(*(numbers.split(sizes) for numbers in scored), strict=True)
@@ -66,7 +68,7 @@ def token_logps(
     """
 
     def chunk_logps(states: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-        logits = head(states).float()
+        logits = head(states).float()  # (chunk, vocabulary)
         normaliser = logits.logsumexp(1)
         logps = logits.gather(1, tokens[:, None]).squeeze(1) - normaliser
         if not log_squared:

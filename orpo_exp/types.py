@@ -88,13 +88,13 @@ class ScoreIndex:
     The entries run through the spans in the order chosen, rejected, prompt; within a span through the pairs; within a
     pair through its tokens.
 
-    row, position: (n,) int64, the hidden state's place in the batch.
+    sequence, position: (n,) int64, the hidden state's place in the batch: which row of the inputs, and where in it.
     target: (n,) int64, the token it predicts.
     lengths: for each span a (pairs,) int64 tensor on the CPU, how many entries each pair has.
     log_squared: whether TokenLogps.log_squared is asked for.
     """
 
-    row: Tensor
+    sequence: Tensor
     position: Tensor
     target: Tensor
     lengths: dict[Span, Tensor]
@@ -105,8 +105,8 @@ class ScoreIndex:
 class Batch:
     """One micro-batch: the model's keyword arguments and what to score. It may hold no pair at all.
 
-    inputs: tensors by name, (rows, columns, ...).
-    rows: the source rows of its pairs, for messages.
+    inputs: tensors by name, (sequences, positions, ...).
+    rows: its pairs' rows of the data, for messages.
     """
 
     inputs: dict[str, Tensor]

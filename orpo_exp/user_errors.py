@@ -37,10 +37,10 @@ def explain(error: Exception, overrides: list[str]) -> ConfigError:
         )
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
-        told = _from_omegaconf(cause, overrides)
+        found = _from_omegaconf(cause, overrides)
         if in_file := re.match(r"In '(.+?)'", str(error)):
-            return ConfigError(told.key, f"{told.given} in {in_file[1]}.yaml", told.allowed, told.do)
-        return told
+            return ConfigError(found.key, f"{found.given} in {in_file[1]}.yaml", found.allowed, found.do)
+        return found
     return ConfigError("configuration", " ".join(overrides), "a configuration that Hydra can compose", _first(error))
 
 

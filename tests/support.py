@@ -165,12 +165,12 @@ def run_without_room(place: Place, order: RunOrder) -> int:
 def run_all(place: Place, orders: Sequence[RunOrder]) -> int:
     """This rank of one run after another, without plots, all in one process group; the worst exit code."""
     from orpo_exp import experiment
-    from orpo_exp.plugins import ddp
+    from orpo_exp.plugins import ranks
 
     experiment.draw_plots = lambda folder: None
-    ddp.join_process_group(place, "gloo")
-    ddp.join_process_group = lambda place, backend: None  # to leave and join again within a process hangs now and then
-    ddp.DDP.close = lambda self: None
+    ranks.join_process_group(place, "gloo")
+    ranks.join_process_group = lambda *_: None  # to leave and join again within a process hangs now and then
+    ranks.Ranks.leave = lambda self: None
     worst = max(experiment.run_rank(place, order) for order in orders)
     dist.destroy_process_group()
     return worst

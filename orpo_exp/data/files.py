@@ -113,6 +113,7 @@ def _read_files(path: str, key: str) -> Rows:
 def _load(builder: str, key: str, given: str, **arguments: Any) -> Rows:
     import datasets
 
+    verbosity, silent = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are told below
     try:
@@ -123,6 +124,10 @@ def _load(builder: str, key: str, given: str, **arguments: Any) -> Rows:
         raise ConfigError(
             key, given, "preference data that `datasets` can read", f"Reading it failed: {reason}"
         ) from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not silent:
+            datasets.enable_progress_bars()
 
 
 def _usable(data: Rows) -> tuple[list[PreferencePair], dict[str, list[int]]]:

@@ -46,6 +46,11 @@ class TokenizedData:
     truncated: int
     max_length: int
 
+    def other_than(self, pair: TokenizedPair) -> TokenizedPair | None:
+        """A training pair that is another one, None where there is none."""
+        first = self.train(range(2 if self.size is None else min(2, self.size)))
+        return next((other for other in first if other.row != pair.row), None)
+
     def fingerprint(self) -> str:
         """A hexadecimal hash of all tokens of a finite source; of the held-out ones where it is endless."""
         digest = hashlib.sha256()

@@ -23,6 +23,7 @@ class Launcher(ABC):
     foreground: a single run is run right here, and so may have been started by torchrun.
     """
 
+    Config: ClassVar[type[LauncherConfig]] = LauncherConfig
     foreground: ClassVar[bool] = False
 
     def __init__(self, config: LauncherConfig) -> None:

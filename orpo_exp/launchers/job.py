@@ -5,7 +5,6 @@ import os
 import pickle
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 import torch
 
 from orpo_exp.plugins import Place, start_ranks
-from orpo_exp.plugins.processes import end_with_parent
 from orpo_exp.registry import import_outside
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.sweeps.summary import point_ended
@@ -122,14 +120,3 @@ def share_task_cores() -> None:
     """Use as many threads as the task has cores, which not every Slurm enforces, unless the user has decided."""
     if "OMP_NUM_THREADS" not in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
         torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))
-
-
-def main() -> int:
-    """Run the job that comes pickled on standard input, with as many ranks as the argument says."""
-    end_with_parent()  # without its launcher, a point saves and stops
-    job: Job = pickle.load(sys.stdin.buffer)
-    return job.run_ranks(int(sys.argv[1]))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,29 +1,34 @@
 """Runs on this machine: a single run in the foreground, a sweep's points side by side."""
 
+import multiprocessing
 import os
-import pickle
-import signal
-import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
 
 import torch
+from typing_extensions import override
 
+from orpo_exp.launchers import server
 from orpo_exp.launchers.base import LAUNCHERS, Launcher, LauncherConfig
 from orpo_exp.launchers.job import Entry, Job
 from orpo_exp.plugins import Place, start_ranks
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.schema import ConfigError, setting
+from orpo_exp.signals import handled
 from orpo_exp.sweeps.progress import Progress
 
 MOST_ON_CPU = 8  # points at a time, where cores abound: each has memory and start-up of its own
 POLL_SECONDS = 0.2
+# What the fork server is started with: it asks for GPUs without touching them, and NumPy makes no threads.
+CLEAN = {server.SERVER: "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Slot:
 
 @LAUNCHERS.register("local")
 class Local(Launcher):
-    """Plain processes, one for each point, with the ranks below it.
+    """One process for each point, with the ranks below it, forked from a server that has imported everything once.
 
     Not submitit's LocalExecutor: it ends the ranks of a point one second after the first Ctrl-C, when they are saving,
     leaves the others running when one has failed, and asks for a time limit.
@@ -60,32 +65,36 @@ class Local(Launcher):
     config: Config
     foreground = True
 
+    @override
     def check(self, orders: Sequence[RunOrder]) -> None:
-        """See Launcher."""
         self.slots(orders)
 
+    @override
     def run(self, order: RunOrder, entry: Entry) -> int:
-        """See Launcher. In this process where one rank is enough."""
+        """In this process where one rank is enough."""
         count = order.config.processes or max(1, torch.cuda.device_count())
         return entry(Place(), order) if count == 1 else start_ranks(count, entry, order)
 
+    @override
     def sweep(self, folder: Path, orders: Sequence[RunOrder], entry: Entry) -> int:
-        """See Launcher. A point that fails stops no other; the worst exit code is returned.
+        """A point that fails stops no other; the worst exit code is returned.
 
-        SIGINT and SIGTERM are handed on to the points that are running, which save and stop, and no further one begins.
+        A signal that ends a run is handed on to the points that are running, which save and stop, and no further one
+        begins.
         """
         waiting, free = deque(orders), self.slots(orders)
-        running: dict[subprocess.Popen[bytes], tuple[RunOrder, Slot]] = {}
+        running: dict[BaseProcess, tuple[RunOrder, Slot]] = {}
         ended: dict[str, int] = {}
+        start_server()
         with handed_on(running) as received, Progress(folder) as progress:
             while running or (waiting and not received):
                 while waiting and free and not received:
                     order, slot = waiting.popleft(), free.pop(0)
                     running[start(Job(entry, order, folder), slot, order, log_file(folder, order))] = order, slot
-                for process in [process for process in running if process.poll() is not None]:
+                for process in [process for process in running if process.exitcode is not None]:
                     order, slot = running.pop(process)
                     free.append(slot)
-                    ended[order.folder.name] = shell_code(process.returncode)
+                    ended[order.folder.name] = shell_code(process.exitcode or 0)
                 progress.show()
                 time.sleep(POLL_SECONDS)
         for name, code in ended.items():
@@ -106,21 +115,27 @@ class Local(Launcher):
         return [Slot(tuple(gpus[i * size : (i + 1) * size]), cores // parallel) for i in range(parallel)]
 
 
-def start(job: Job, slot: Slot, order: RunOrder, log: Path) -> subprocess.Popen[bytes]:
-    """Start a point in a session of its own, so that Ctrl-C reaches it through this process alone, and exactly once."""
+def start_server() -> None:
+    """Start the process that points are forked from, unless it runs already."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload([server.__name__])
+    former = {name: os.environ.get(name) for name in CLEAN}
+    os.environ.update(CLEAN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def start(job: Job, slot: Slot, order: RunOrder, log: Path) -> BaseProcess:
+    """Start a point with the slot's environment and a log of its own."""
     ranks = slot.ranks(order)
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "orpo_exp.launchers.job", str(ranks)],
-            env=slot.environment(ranks),
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    assert process.stdin is not None
-    with process.stdin as pipe:
-        pickle.dump(job, pipe)
+    arguments = (job, ranks, slot.environment(ranks), log)
+    process = multiprocessing.get_context("forkserver").Process(target=server.run_point, args=arguments)
+    process.start()
     return process
 
 
@@ -131,8 +146,8 @@ def log_file(folder: Path, order: RunOrder) -> Path:
 
 
 @contextmanager
-def handed_on(running: dict[subprocess.Popen[bytes], tuple[RunOrder, Slot]]) -> Iterator[list[int]]:
-    """Hand SIGINT and SIGTERM on to the processes for the time of the block; the list holds what has come.
+def handed_on(running: Mapping[BaseProcess, object]) -> Iterator[list[int]]:
+    """Hand the signals that end a run on to the processes for the time of the block; the list holds what has come.
 
     A run takes a second SIGINT as: at once.
     """
@@ -141,16 +156,13 @@ def handed_on(running: dict[subprocess.Popen[bytes], tuple[RunOrder, Slot]]) -> 
     def hand_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for process in list(running):
-            process.send_signal(number)
+            if process.pid is not None and process.exitcode is None:
+                os.kill(process.pid, number)
         if len(received) == 1:
             print("stopping: the running points save first; Ctrl-C again ends them at once", file=sys.stderr)
 
-    former = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handled(hand_on):
         yield received
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
 
 
 def visible_gpus() -> list[str]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import override
+
 from orpo_exp.launchers.base import LAUNCHERS, Launcher, LauncherConfig
 from orpo_exp.launchers.job import Entry, Job, SlurmTask
 from orpo_exp.runs.order import RunOrder
@@ -59,8 +61,8 @@ class Slurm(Launcher):
 
     config: Config
 
+    @override
     def check(self, orders: Sequence[RunOrder]) -> None:
-        """See Launcher."""
         if shutil.which("sbatch") is None or shutil.which("srun") is None:
             allowed = "a machine with Slurm's sbatch and srun"
             raise ConfigError("hydra/launcher", "slurm", allowed, "Go to the cluster's login node, or choose local.")
@@ -68,8 +70,8 @@ class Slurm(Launcher):
             do = "Say how many with hydra.launcher.nodes and hydra.launcher.tasks_per_node."
             raise ConfigError("processes", given, "null: on a cluster there is a rank for each task", do)
 
+    @override
     def run(self, order: RunOrder, entry: Entry) -> int:
-        """See Launcher."""
         folder = order.folder.absolute()
         refuse_submitted(folder)
         job = SlurmTask(Job(entry, replace(order, folder=folder), None))
@@ -83,8 +85,8 @@ class Slurm(Launcher):
         )
         return follow_run(folder, job_id) if self.config.wait else 0
 
+    @override
     def sweep(self, folder: Path, orders: Sequence[RunOrder], entry: Entry) -> int:
-        """See Launcher."""
         jobs = [SlurmTask(Job(entry, order, folder)) for order in orders]
         ids = self.submit(folder / "logs", orders[0].experiment, jobs)
         note_jobs(folder, {order.folder.name: job_id for order, job_id in zip(orders, ids, strict=True)})

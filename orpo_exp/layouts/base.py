@@ -18,10 +18,14 @@ class LayoutConfig(Settings):
 class Layout(ABC):
     """Turns pairs into model inputs and says which positions are scored. Layouts change the speed, never a number."""
 
-    Config: ClassVar[type[LayoutConfig]]
+    Config: ClassVar[type[LayoutConfig]] = LayoutConfig
 
     def __init__(self, config: LayoutConfig) -> None:
         self.config = config
+
+    def cost(self, pair: TokenizedPair) -> int:
+        """What a pair costs to compute, in tokens: pairs of like cost share a micro-batch."""
+        return pair.length
 
     @abstractmethod
     def collate(self, pairs: Sequence[TokenizedPair], needs: frozenset[Need]) -> Batch:

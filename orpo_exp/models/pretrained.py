@@ -106,8 +106,8 @@ class Pretrained(ModelSource):
 def files_digest(path: str, key: str, some_file: str, revision: str | None = None) -> str:
     """A hexadecimal SHA-256 of the files that a model or a tokenizer is read from.
 
-    Of a local folder it takes their names and contents; of a hub id the id and the commit of `some_file`, which the cache
-    tells where there is no network. ConfigError where there is no such file.
+    Of a local folder it takes their names and contents; of a hub id the id and the commit of `some_file`, which the
+    cache tells where there is no network. ConfigError where there is no such file.
     """
     from transformers.utils.hub import cached_file, extract_commit_hash
 

@@ -1,7 +1,8 @@
 """ColossalAI plugins: processes, devices, precision, sharding, and how a forward and a backward pass are run."""
 
-from orpo_exp.plugins.base import PLUGINS, Objective, Plugin, PluginConfig, Precision
+from orpo_exp.plugins.base import PLUGINS, Objective, Plugin, PluginConfig, Precision, Which
 from orpo_exp.plugins.processes import Place, start_ranks, torchrun_place
+from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.registry import import_modules
 
 import_modules(__name__, __path__)
@@ -13,6 +14,8 @@ __all__ = [
     "Plugin",
     "PluginConfig",
     "Precision",
+    "Ranks",
+    "Which",
     "start_ranks",
     "torchrun_place",
 ]

@@ -1,27 +1,28 @@
 """What a plugin is: how processes share one training, and how a forward, a backward and an update are run."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import Any, ClassVar, Protocol
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from orpo_exp.plugins.processes import Place
+from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.rng import seed_rng
 from orpo_exp.registry import Registry
 from orpo_exp.schema import Settings
-from orpo_exp.types import Batch, PairLogps
+from orpo_exp.types import Batch, BuiltModel, LossOutput, PairLogps
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-# (number of the micro-batch, its log-probabilities with gradient) -> () the share of the loss to back-propagate.
-# The shares of all micro-batches on all replicas add up to the loss of the global batch.
-Objective = Callable[[int, PairLogps], Tensor]
+# (number of the micro-batch, its log-probabilities with gradient) -> its output, whose loss is the share to
+# back-propagate. The shares of all micro-batches on all replicas add up to the loss of the global batch.
+Objective = Callable[[int, PairLogps], LossOutput]
+Build = Callable[[], BuiltModel]  # the same weights at every call
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
 class Precision(Enum):
@@ -30,10 +31,42 @@ class Precision(Enum):
     fp32 = "fp32"
     bf16 = "bf16"
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The same as torch names it."""
+        return torch.bfloat16 if self is Precision.bf16 else torch.float32
+
+
+class Which(Enum):
+    """The model that scores: the one that is trained, or the one held beside it."""
+
+    policy = "policy"
+    held = "held"
+
+
+class Scorer(Protocol):
+    """A model as a plugin has it, whole or in parts: where the hidden states are found is known here alone."""
+
+    def describe(self) -> str:
+        """For people: class and number of parameters."""
+
+    def digest(self) -> str:
+        """A hexadecimal hash of the weights, the same on all ranks."""
+
+    def score(self, micro_batches: Sequence[Batch]) -> PairLogps:
+        """Log-probabilities of this replica's pairs without gradient, micro-batch after micro-batch, on every rank."""
+
+    def generate(self, prompts: Sequence[Tensor], max_new_tokens: int, eos: int) -> list[list[int]]:
+        """Greedy continuations of prompts given as 1-D ids, each up to `eos` and without it."""
+
+    def move_towards(self, other: Any, mix: float) -> None:
+        """weights = mix * other's + (1 - mix) * own."""
+
 
 @dataclass
 class PluginConfig(Settings):
-    """Settings every plugin has."""
+    """Settings every plugin has. Of a plugin's settings the precision alone belongs to a run's identity: how work is
+    split among ranks changes no number beyond rounding."""
 
     precision: Precision = Precision.fp32
 
@@ -41,55 +74,68 @@ class PluginConfig(Settings):
 class Plugin(ABC):
     """Processes, devices, precision, sharding, accumulation and clipping are known here alone.
 
-    After `prepare`, every rank calls the same methods in the same order, with equally many micro-batches.
+    The methods stand in the order in which a run uses them. From `prepare` on, every rank calls the same ones in the
+    same order, with equally many micro-batches. whole.py and state.py hold parts to build a plugin from.
 
-    rank, world_size: this process among all.
-    data_parallel_rank, data_parallel_size: this replica among those that share the global batch.
+    ranks: what the ranks say to each other. device: this rank's. models: filled by `prepare` and `hold_reference`.
+    checkpoint_form: plugins of one form can load each other's checkpoints; others are refused.
     """
 
-    Config: ClassVar[type[PluginConfig]]
+    Config: ClassVar[type[PluginConfig]] = PluginConfig
+    checkpoint_form: ClassVar[str]
 
     def __init__(self, config: PluginConfig, place: Place) -> None:
-        self.config, self.place = config, place
-        self.rank, self.world_size = place.rank, place.world_size
+        """Take a device and join the other ranks."""
+        self.config = config
+        self.models: dict[Which, Scorer] = {}
+        self.device = torch.device("cpu")
+        if torch.cuda.is_available():
+            self.device = torch.device("cuda", place.local_rank)
+            torch.cuda.set_device(self.device)
+        self.ranks = Ranks(place, self.device, self.replica_of(config, place.world_size))
 
     @classmethod
     def supports(cls, config: PluginConfig, layout: type) -> str | None:
         """None, or the reason why this plugin cannot run batches of this layout."""
         return None
 
+    @classmethod
+    def replica_of(cls, config: PluginConfig, world_size: int) -> list[int]:
+        """The replica that each rank belongs to; here each is one by itself."""
+        return list(range(world_size))
+
+    @abstractmethod
+    def prepare(self, build: Build, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
+        """Build the policy and its optimizer: move, wrap, shard. `max_grad_norm` None leaves gradients unclipped."""
+
+    @abstractmethod
+    def adopt(
+        self, model: Any, optimizer: Any, finish_logits: Callable[[Tensor], Tensor], max_grad_norm: float | None
+    ) -> None:
+        """In place of `prepare`: take over what the caller has boosted already by ColossalAI."""
+
     def seed(self, seed: int) -> None:
         """Set the random number generators, those of each replica differently: dropout draws from them."""
-        seed_rng(seed * 1009 + self.data_parallel_rank)
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this rank writes the run's files."""
-        return self.rank == 0
-
-    @property
-    @abstractmethod
-    def data_parallel_rank(self) -> int:
-        """This replica's number."""
-
-    @property
-    @abstractmethod
-    def data_parallel_size(self) -> int:
-        """How many replicas share a global batch."""
+        seed_rng(seed * 1009 + self.ranks.replica)
 
     @abstractmethod
-    def prepare(
-        self,
-        model: "PreTrainedModel",
-        finish_logits: Callable[[Tensor], Tensor],
-        optimizer: Optimizer,
-        max_grad_norm: float | None,
-    ) -> None:
-        """Take over model and optimizer: move, wrap, shard. `max_grad_norm` None leaves gradients unclipped."""
+    def hold_reference(self, build: Build) -> None:
+        """Build a frozen model beside the policy, for `score(..., Which.held)`."""
+
+    def score(self, micro_batches: Sequence[Batch], which: Which = Which.policy) -> PairLogps:
+        """Log-probabilities of this replica's pairs under one of the models; see Scorer."""
+        return self.models[which].score(micro_batches)
 
     @abstractmethod
-    def forward_backward(self, micro_batches: Sequence[Batch], objective: Objective) -> None:
-        """The gradient of one global step, accumulated over the micro-batches and summed over replicas."""
+    def load(self, folder: Path, held: bool) -> None:
+        """Go on from a `save`, possibly of another number of ranks; generators only from a rank of the same number."""
+
+    @abstractmethod
+    def forward_backward(self, micro_batches: Sequence[Batch], objective: Objective) -> list[LossOutput]:
+        """The gradient of one global step, accumulated over the micro-batches and summed over replicas.
+
+        Returns this replica's outputs on every rank, also where one of them alone computed them (Ranks.hand_out).
+        """
 
     @abstractmethod
     def step(self, lr: float) -> float:
@@ -99,67 +145,16 @@ class Plugin(ABC):
         """
 
     @abstractmethod
-    def score(self, micro_batches: Sequence[Batch], reference: bool = False) -> PairLogps:
-        """Log-probabilities of this replica's pairs without gradient, micro-batch after micro-batch.
-
-        `reference`: under the model that `hold_reference` took, not under the policy.
-        """
-
-    @abstractmethod
-    def hold_reference(self, model: "PreTrainedModel") -> None:
-        """Take a frozen model beside the policy, for `score(..., reference=True)`."""
-
-    @abstractmethod
-    def sync_reference(self, mix: float) -> None:
-        """Move the held reference towards the policy: reference = mix * policy + (1 - mix) * reference."""
-
-    @abstractmethod
-    def weights_digest(self) -> str:
-        """A hexadecimal hash of the policy's weights, the same on all ranks."""
-
-    @abstractmethod
-    def generate(self, prompts: Sequence[Tensor], max_new_tokens: int, eos: int) -> list[list[int]]:
-        """Greedy continuations of prompts given as 1-D ids, each up to `eos` and without it."""
-
-    @abstractmethod
-    def save_weights(self, folder: Path) -> None:
-        """Write the model as safetensors in Hugging Face's form; called on all ranks, one of them writes."""
-
-    @abstractmethod
-    def save(self, folder: Path, reference: bool) -> list[str]:
+    def save(self, folder: Path, held: bool) -> list[str]:
         """Write what a resumed run needs and this plugin holds: weights, master weights, optimizer, this rank's random
-        number generators, and, where `reference` says that it moves, the held reference. safetensors only.
+        number generators, and, where `held` says that it moves, the held model. safetensors only.
 
         Called on all ranks; returns the names of the files that this rank wrote.
         """
 
     @abstractmethod
-    def load(self, folder: Path, reference: bool) -> None:
-        """Go on from a `save`, possibly of another number of ranks; generators only from a rank of the same number."""
-
-    @abstractmethod
-    def sum(self, numbers: Tensor) -> Tensor:
-        """Element-wise sum over the replicas of a float64 tensor of one shape, on the CPU."""
-
-    @abstractmethod
-    def gather(self, values: Tensor) -> list[Tensor]:
-        """Every replica's 1-D tensor, of any length each, on the CPU, in the order of the replicas."""
-
-    @abstractmethod
-    def exchange(self, text: str) -> list[str]:
-        """What every rank says, in the order of the ranks."""
-
-    @abstractmethod
-    def barrier(self) -> None:
-        """Wait until every rank is here."""
-
-    @abstractmethod
-    def peak_memory_bytes(self) -> int:
-        """The most memory a rank has held: of the device, or of the process on a CPU; the largest over all ranks."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Leave the process group, in order."""
+    def save_weights(self, folder: Path) -> None:
+        """Write the policy as safetensors in Hugging Face's form; called on all ranks, one of them writes."""
 
 
 PLUGINS: Registry[Plugin] = Registry("plugin")

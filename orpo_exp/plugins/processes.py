@@ -1,15 +1,14 @@
 """The ranks of one run: where each stands, how they meet, how they are started on this machine and ended together."""
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -18,12 +17,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from orpo_exp.signals import STOP_SIGNALS, handled
+
 # How long the other ranks may take to end by themselves once one has failed, in seconds.
 GRACE_SECONDS = 10.0
-# How long ranks wait for one another: the main one may write a large model meanwhile. NCCL's own limit is 10 minutes.
-PATIENCE = timedelta(hours=1)
-# Ctrl-C; what `kill`, Slurm's scancel and preemption send; what is asked of Slurm as a warning before the time is up
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 
 
 @dataclass(frozen=True)
@@ -43,19 +40,6 @@ def torchrun_place(environment: Mapping[str, str]) -> Place | None:
     return Place(int(environment["RANK"]), int(environment.get("LOCAL_RANK", "0")), int(environment["WORLD_SIZE"]))
 
 
-def join_process_group(place: Place, backend: str) -> None:
-    """Meet the other ranks. A rank that is alone opens no port."""
-    if place.world_size == 1 and place.port is None and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    elif place.port is not None:
-        store = dist.TCPStore("127.0.0.1", place.port, is_master=False)
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=PATIENCE)
-    else:
-        dist.init_process_group(
-            backend, init_method="env://", rank=place.rank, world_size=place.world_size, timeout=PATIENCE
-        )
-
-
 def share_cores(ranks: int) -> None:
     """Give each of several ranks on one machine its share of the cores, unless the user has decided."""
     if "OMP_NUM_THREADS" not in os.environ:
@@ -65,9 +49,9 @@ def share_cores(ranks: int) -> None:
 def start_ranks(count: int, entry: Callable[..., int], *arguments: Any) -> int:
     """Run `entry(place, *arguments)` in `count` processes and return the first exit code that is not 0, or 0.
 
-    SIGINT, SIGTERM and SIGUSR2 are handed on to every rank, once each. When a rank fails, the others have a grace
+    The signals that end a run are handed on to every rank, once each. When a rank fails, the others have a grace
     period to end by themselves before they are ended; after a signal the main rank may take its time, until a second
-    SIGINT. When this process dies, the ranks are told by the kernel.
+    SIGINT. When this process dies, the ranks end as well.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     context = multiprocessing.get_context("spawn")
@@ -82,9 +66,15 @@ def start_ranks(count: int, entry: Callable[..., int], *arguments: Any) -> int:
 
 
 def end_with_parent() -> None:
-    """Have the kernel send this process SIGTERM when its parent dies, where the kernel can."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    """Have this process end as by SIGTERM when the one that started it by multiprocessing dies."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait_for_it() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait_for_it, name="end with parent", daemon=True).start()
 
 
 def _rank(place: Place, entry: Callable[..., int], *arguments: Any) -> None:
@@ -120,9 +110,5 @@ def _handed_on(ranks: list[BaseProcess]) -> Iterator[list[int]]:
             if process.pid is not None and process.is_alive():
                 os.kill(process.pid, number)
 
-    former = {number: signal.signal(number, hand_on) for number in STOP_SIGNALS}
-    try:
+    with handled(hand_on):
         yield received
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)

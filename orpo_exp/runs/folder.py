@@ -1,10 +1,12 @@
 """A run's folder: the files that people and scripts find there later, and what result.json says."""
 
 import json
+import logging
 import os
 import platform
 import socket
 import subprocess
+import threading
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,9 +15,13 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 
-from orpo_exp.config import RunConfig, resolved
+from orpo_exp.config import declared_metrics, resolved
 from orpo_exp.files import write_atomically
+from orpo_exp.metrics import to_json
+from orpo_exp.runs.order import RunOrder
 from orpo_exp.runs.states import RESULT, own_job_id, read_result, requeued_from
+
+log = logging.getLogger(__name__)
 
 PACKAGES = ("orpo-exp", "torch", "colossalai", "transformers", "datasets", "hydra-core")
 HEARTBEAT_SECONDS = 10.0
@@ -25,6 +31,8 @@ class RunFolder:
     """Writes config.yaml and result.json; the main rank alone has one.
 
     `result` holds what result.json says; every write replaces the file at once, so that a reader never sees half of it.
+    From `begin` to `end` a thread writes it every ten seconds, whatever the run does meanwhile: its `heartbeat` tells
+    others that it lives. A disk that fails then is reported once and ends nothing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,10 +40,13 @@ class RunFolder:
         self.result: dict[str, Any] = {}
         self._earlier = 0.0
         self._started = time.time()
-        self._written = 0.0
+        self._lock = threading.Lock()  # of `result` and the file
+        self._ended = threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
 
-    def begin(self, config: RunConfig, overrides: list[str], world_size: int) -> None:
+    def begin(self, order: RunOrder, world_size: int) -> None:
         """Make the folder and say that the run is running; of an earlier attempt, time and requeues are counted on."""
+        config = order.config
         self.path.mkdir(parents=True, exist_ok=True)
         former = read_result(self.path) or {}
         self._earlier = former.get("wall_time_seconds", 0.0)
@@ -44,7 +55,7 @@ class RunFolder:
             "status": "running",
             "error": None,
             "config_hash": config.config_hash,
-            "overrides": overrides,
+            "overrides": order.overrides,
             "seed": config.seed,
             "git": git_state(),
             "versions": {"python": platform.python_version(), **package_versions()},
@@ -62,26 +73,41 @@ class RunFolder:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "job_id": own_job_id(),
+            "settings": config.numeric(),
+            "metrics": to_json(declared_metrics(config)),
         }
-        self.write()
+        self._write()
+        self._beating.start()
 
-    def heartbeat(self, step: int) -> None:
-        """Note the step; written to disk every ten seconds."""
-        self.result["steps"] = step
-        if time.time() - self._written > HEARTBEAT_SECONDS:
-            self.write()
+    def note(self, **values: Any) -> None:
+        """Further values for result.json, on disk with the next heartbeat."""
+        with self._lock:
+            self.result |= values
 
     def end(self, status: str, error: str | None = None) -> None:
-        """Say how the run ended: completed, failed or interrupted."""
-        self.result |= {"status": status, "error": error}
-        self.write()
+        """Say how the run ended: completed, failed or interrupted. Raises OSError where it cannot be written."""
+        self._ended.set()
+        if self._beating.ident is not None:
+            self._beating.join()
+        self.note(status=status, error=error)
+        self._write()
 
-    def write(self, **values: Any) -> None:
-        """Replace result.json, with further values if given."""
-        self._written = time.time()
-        elapsed = self._earlier + self._written - self._started
-        self.result |= values | {"heartbeat": self._written, "wall_time_seconds": elapsed}
-        write_atomically(self.path / RESULT, json.dumps(self.result, indent=2) + "\n")
+    def _beat(self) -> None:
+        failing = False
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            try:
+                self._write()
+                failing = False
+            except OSError as error:
+                if not failing:
+                    log.warning("%s could not be written, the run goes on: %s", self.path / RESULT, error)
+                failing = True
+
+    def _write(self) -> None:
+        with self._lock:
+            now = time.time()
+            self.result |= {"heartbeat": now, "wall_time_seconds": self._earlier + now - self._started}
+            write_atomically(self.path / RESULT, json.dumps(self.result, indent=2) + "\n")
 
 
 def git_state() -> dict[str, Any] | None:

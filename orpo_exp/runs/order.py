@@ -1,10 +1,12 @@
 """RunOrder: what a rank is told to run."""
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from orpo_exp.config import RunConfig
+from orpo_exp.data import SourceData
 
 AUTO, NEVER = "auto", "never"  # what `resume` may say instead of a path
 
@@ -12,13 +14,20 @@ AUTO, NEVER = "auto", "never"  # what `resume` may say instead of a path
 @dataclass(frozen=True)
 class RunOrder:
     """What a rank is told to run: checked configuration, folder, the experiment's name, the command's overrides and
-    the options before them."""
+    the options before them.
+
+    data: what the source gave where this process has loaded it already; it does not travel to another one.
+    """
 
     config: RunConfig
     folder: Path
     experiment: str
     overrides: list[str]
     options: tuple[str, ...] = ()
+    data: SourceData | None = field(default=None, compare=False, repr=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"data": None}
 
     @property
     def resume_command(self) -> str:

@@ -11,10 +11,13 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from orpo_exp.config import resolved
 from orpo_exp.runs.order import AUTO, NEVER, RunOrder
 from orpo_exp.runs.states import alive, read_result, requeued_from, slurm_queue
-from orpo_exp.schema import ConfigError, flat
+from orpo_exp.schema import ConfigError, Refused, flat
 from orpo_exp.training.checkpoints import MANIFEST, listed_checkpoints, newest_valid, verify
 
 log = logging.getLogger(__name__)
+
+# what a manifest says of its run that must be so still, beside the settings
+SAME = {"plugin": "the plugin", "data": "the data", "model": "the starting model (what its source holds)"}
 
 
 def has_work(order: RunOrder) -> bool:
@@ -46,7 +49,7 @@ def find_checkpoint(order: RunOrder, about: Mapping[str, Any]) -> tuple[str | No
     at the beginning. `about`: what a manifest written now would say.
 
     A run that was given another's checkpoint and has saved some itself since goes on from its own.
-    Raises ValueError for a checkpoint that is damaged, or of a run with other settings, data or plugin.
+    Raises Refused for a checkpoint that is damaged, or of a run with other settings, data or another starting model.
     """
     given = order.config.resume
     found = newest_valid(order.folder / "checkpoints")
@@ -57,15 +60,20 @@ def find_checkpoint(order: RunOrder, about: Mapping[str, Any]) -> tuple[str | No
         return None, 0
     checkpoint, manifest = found
     changed = differences(manifest["settings"], order)
-    changed += [f"the {key}" for key in ("plugin", "data") if manifest[key] != about[key]]
+    # the first checkpoints did not say of which model they are
+    changed += [what for key, what in SAME.items() if manifest.get(key, about[key]) != about[key]]
     if changed:
-        raise ValueError(
+        raise Refused(
             f"the checkpoint {checkpoint} cannot be gone on from, for these are others now: {', '.join(changed)}. "
             f"Give the same ones, or start anew in another folder."
         )
-    if manifest["world_size"] != about["world_size"]:
-        ranks = f"{manifest['world_size']} ranks, now {about['world_size']}"
-        log.warning("the checkpoint is of %s: the curve goes on the same up to rounding, not bit for bit", ranks)
+    then = manifest.get("split", {"ranks": manifest.get("world_size")})
+    if other := [f"{key} {value}, now {about['split'].get(key)}" for key, value in then.items()
+                 if value != about["split"].get(key)]:  # fmt: skip
+        log.warning(
+            "the checkpoint is of another split of the work (%s): the curve goes on the same up to rounding, "
+            "not bit for bit", ", ".join(other),
+        )  # fmt: skip
     if manifest["versions"] != about["versions"]:
         then = ", ".join(f"{k} {v}" for k, v in manifest["versions"].items() if about["versions"].get(k) != v)
         log.warning("the checkpoint was written with %s: the curve may go on other than bit for bit", then)
@@ -103,8 +111,9 @@ def differences(former: Any, order: RunOrder) -> list[str]:
 
     former: the run's settings as they were; those of them that change no number are passed over.
     """
-    was, now = flat(former), flat(order.config.numeric())
-    idle = flat(resolved(order.config)).keys() - now.keys()
+    config = order.config
+    was, now = config.as_before() | flat(former), flat(config.numeric(whole=True))
+    idle = flat(resolved(config)).keys() - now.keys()
     parts = {key.partition(".")[0] for key in now}
     gone = [key for key in was.keys() - now.keys() - idle if key.partition(".")[0] in parts]
     absent = object()

@@ -92,7 +92,7 @@ def sweep_name(configs: Sequence[RunConfig], swept: Sequence[str]) -> str:
 
     The swept keys' own values have no part in it, so that a sweep with more values finds the folder it had with fewer.
     """
-    contents = [flat(config.numeric()) for config in configs]
+    contents = [flat(config.identity()) for config in configs]
     common = {
         key: value
         for key, value in contents[0].items()

@@ -6,10 +6,12 @@ import re
 import sys
 import traceback
 from pathlib import Path
+from types import TracebackType
 from typing import TextIO
 
 from rich.console import Console
 from rich.text import Text
+from typing_extensions import override
 
 MARKS = {logging.WARNING: ("warning: ", "yellow"), logging.ERROR: ("error: ", "bold red")}
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -18,8 +20,8 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 class Screen(Console):
     """A console that falls silent where its reader has gone: a training does not end because `| tee` has."""
 
+    @override
     def on_broken_pipe(self) -> None:
-        """See rich."""
         self.quiet = True
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())  # else Python complains at its end
@@ -33,16 +35,16 @@ PAGES = logging.getLogger("orpo_exp.pages")  # what was printed already and only
 class PlainFormatter(logging.Formatter):
     """Leaves control characters out: a message may quote somebody's data."""
 
+    @override
     def format(self, record: logging.LogRecord) -> str:
-        """See logging.Formatter."""
         return CONTROL.sub("", super().format(record))
 
 
 class ScreenHandler(logging.Handler):
     """Prints messages on the console, warnings and errors marked as such."""
 
+    @override
     def emit(self, record: logging.LogRecord) -> None:
-        """See logging.Handler."""
         if record.name == PAGES.name:
             return
         try:
@@ -62,38 +64,49 @@ class FailureHandler(logging.StreamHandler[TextIO]):
         self.addFilter(lambda record: bool(record.exc_info))
         self._rank = rank
 
+    @override
     def format(self, record: logging.LogRecord) -> str:
-        """See logging.Handler."""
         assert record.exc_info
         what = "".join(traceback.format_exception_only(record.exc_info[1])).strip()
         return CONTROL.sub("", f"rank {self._rank} failed: {what}")
 
 
-_handlers: list[logging.Handler] = []
-
-
-def setup_logging(folder: Path | None, main: bool, rank: int) -> None:
-    """Say where the messages of this process go; a later call replaces an earlier one.
+class Messages:
+    """Where the messages of this process go, inside the `with` block; afterwards all is as it was.
 
     The main rank has the console (from INFO on) and run.log (everything, with times). Another rank has rank-N.log, and
-    standard error for what made it fail: the main rank may only see that it has gone. Without a folder there is no file
-    yet.
+    standard error for what made it fail: the main rank may only see that it has gone. There is no file before `keep`.
     """
-    while _handlers:
-        handler = _handlers.pop()
-        ROOT.removeHandler(handler)
-        handler.close()
-    ROOT.setLevel(logging.DEBUG)
-    ROOT.propagate = False
-    if main:
-        screen = ScreenHandler(logging.INFO)
-        screen.setFormatter(PlainFormatter())
-        _handlers.append(screen)
-    else:
-        _handlers.append(FailureHandler(rank))
-    if folder is not None:
-        file = logging.FileHandler(folder / ("run.log" if main else f"rank-{rank}.log"), encoding="utf-8")
-        file.setFormatter(PlainFormatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
-        _handlers.append(file)
-    for handler in _handlers:
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._file_name = f"rank-{rank}.log" if rank else "run.log"
+
+    def __enter__(self) -> "Messages":
+        self._former = (ROOT.level, ROOT.propagate)
+        self._handlers: list[logging.Handler] = []
+        ROOT.setLevel(logging.DEBUG)
+        ROOT.propagate = False
+        if self._rank:
+            self._add(FailureHandler(self._rank))
+        else:
+            self._add(ScreenHandler(logging.INFO), PlainFormatter())
+        return self
+
+    def keep(self, folder: Path) -> None:
+        """From now on the messages go to a file in the run's folder as well."""
+        file = logging.FileHandler(folder / self._file_name, encoding="utf-8")
+        self._add(file, PlainFormatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for handler in self._handlers:
+            ROOT.removeHandler(handler)
+            handler.close()
+        level, ROOT.propagate = self._former
+        ROOT.setLevel(level)
+
+    def _add(self, handler: logging.Handler, formatter: logging.Formatter | None = None) -> None:
+        if formatter is not None:
+            handler.setFormatter(formatter)
+        self._handlers.append(handler)
         ROOT.addHandler(handler)

@@ -1,6 +1,7 @@
 """When things happen: step, evaluate, sample, stop."""
 
-from orpo_exp.training.loop import Loop, TrainingDiverged
+from orpo_exp.training.loop import Loop
+from orpo_exp.training.metrics import TrainingDiverged
 from orpo_exp.training.samples import write_samples
 
 __all__ = ["Loop", "TrainingDiverged", "write_samples"]

@@ -21,6 +21,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from orpo_exp.plugins import Plugin
+from orpo_exp.schema import Refused
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +34,7 @@ class NotSaved(RuntimeError):
     """A checkpoint that could not be written; those before it are untouched."""
 
 
-class RefusedByMain(ValueError):
-    """What the main rank refuses, raised on every rank."""
-
-
-class Damaged(ValueError):
+class Damaged(Refused):
     """A checkpoint that is not whole."""
 
 
@@ -60,23 +57,16 @@ class Checkpoints:
 
     folder: checkpoints/ in the run's folder.
     about: what the manifest says of the run: its settings, versions, a fingerprint of its data.
-    reference: whether the held reference belongs to the state, because it moves.
+    held: whether the held reference model belongs to the state, because it moves.
     best: (step, value) of the best evaluations so far, the best first.
     """
 
-    def __init__(self, folder: Path, plugin: Plugin, about: Mapping[str, Any], keep: Keep, reference: bool) -> None:
-        self.folder, self.plugin, self.about, self.keep, self.reference = folder, plugin, about, keep, reference
+    def __init__(self, folder: Path, plugin: Plugin, about: Mapping[str, Any], keep: Keep, held: bool) -> None:
+        self.folder, self.plugin, self.about, self.keep, self.held = folder, plugin, about, keep, held
         self.best: list[tuple[int, float]] = []
-        if plugin.is_main:
+        if plugin.ranks.is_main:
             for left in folder.glob(".step-*"):  # by a kill in the middle of saving or removing
                 shutil.rmtree(left, ignore_errors=True)
-
-    def check_metric(self, evaluation: Mapping[str, float]) -> None:
-        """Refuse with ValueError a metric to choose by that evaluations do not have."""
-        if self.keep.best and self.keep.metric not in evaluation:
-            raise ValueError(
-                f"train.best_metric: given {self.keep.metric!r}; allowed: {', '.join(evaluation)}. Choose one of these."
-            )
 
     def note(self, step: int, evaluation: Mapping[str, float]) -> bool:
         """Whether this step's evaluation is among the best so far, and its checkpoint to be kept. The earlier wins."""
@@ -92,10 +82,10 @@ class Checkpoints:
         Raises NotSaved on all ranks where one of them could not write.
         """
         beside, place = self.folder / f".step-{step:08d}.partial", self.folder / f"step-{step:08d}"
-        main = self.plugin.is_main
+        main = self.plugin.ranks.is_main
 
         def write_own() -> dict[str, Any]:
-            return {name: fingerprint(beside / name) for name in self.plugin.save(beside, self.reference)}
+            return {name: fingerprint(beside / name) for name in self.plugin.save(beside, self.held)}
 
         def put_in_place() -> None:
             write_json(beside / STATE, {**state, "best": self.best, "best_by": self._best_by})
@@ -118,7 +108,7 @@ class Checkpoints:
 
     def load(self, checkpoint: Path) -> dict[str, Any]:
         """Give the plugin its part of a checkpoint that was found whole; the rest of the state."""
-        self.plugin.load(checkpoint, self.reference)
+        self.plugin.load(checkpoint, self.held)
         state: dict[str, Any] = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
         best, by = state.pop("best"), state.pop("best_by", self._best_by)  # the first checkpoints did not say it
         if by == self._best_by:  # values of another metric say nothing of this one
@@ -126,7 +116,7 @@ class Checkpoints:
         return state
 
     def _together(self, work: Callable[[], Any]) -> list[Any]:
-        return together(self.plugin, work, OSError, SafetensorError)
+        return self.plugin.ranks.together(work, OSError, SafetensorError)
 
     @property
     def _best_by(self) -> list[Any]:
@@ -161,7 +151,7 @@ def newest_valid(folder: Path) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint and its manifest; None where there never was one. A damaged one is named, and the one
     before it taken.
 
-    Raises ValueError where there are only damaged ones.
+    Raises Refused where there are only damaged ones.
     """
     listed = listed_checkpoints(folder)
     for _, path in reversed(listed):
@@ -170,7 +160,7 @@ def newest_valid(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         except Damaged as error:
             log.warning("%s", error)
     if listed:
-        raise ValueError(
+        raise Refused(
             f"none of the {len(listed)} checkpoints in {folder} is whole. Remove that folder to start this run anew."
         )
     return None
@@ -184,7 +174,7 @@ def verify(checkpoint: Path) -> dict[str, Any]:
             if Path(name).name != name or fingerprint(checkpoint / name, sync=False) != expected:
                 raise Damaged(f"the checkpoint {checkpoint} is damaged: {name} is not what was written")
         if manifest["format"] != FORMAT:
-            raise ValueError(
+            raise Refused(
                 f"the checkpoint {checkpoint} has format {manifest['format']}; this version reads {FORMAT}. "
                 f"Go on with the version that wrote it: {manifest.get('versions', {}).get('orpo-exp')}."
             )
@@ -229,24 +219,3 @@ def remove_folder(place: Path) -> None:
     shutil.rmtree(going, ignore_errors=True)
     place.rename(going)
     shutil.rmtree(going)
-
-
-def together(plugin: Plugin, work: Callable[[], Any], *failures: type[Exception]) -> list[Any]:
-    """What each rank's work comes to, in plain JSON types, by rank.
-
-    A failure of one of these kinds on any rank is raised on all of them, as one of the first kind: none waits in vain.
-    """
-    try:
-        told = {"done": work()}
-    except failures as error:
-        told = {"error": str(error)}
-    by_rank = [json.loads(text) for text in plugin.exchange(json.dumps(told))]
-    for rank in by_rank:
-        if "error" in rank:
-            raise failures[0](rank["error"])
-    return [rank["done"] for rank in by_rank]
-
-
-def from_main(plugin: Plugin, find: Callable[[], Any]) -> Any:
-    """What the main rank finds, in plain JSON types; its ValueError is raised on every rank, as RefusedByMain."""
-    return together(plugin, lambda: find() if plugin.is_main else None, RefusedByMain, ValueError)[0]

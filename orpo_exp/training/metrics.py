@@ -1,42 +1,92 @@
 """From the shares of replicas and micro-batches to the numbers of the global batch; and how fast it goes."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 
-from orpo_exp.plugins import Plugin
+from orpo_exp.plugins import Ranks
 from orpo_exp.types import Counts, LossOutput, TokenizedPair
 
 
-def reduce_outputs(
-    plugin: Plugin, outputs: Sequence[LossOutput], counts: Counts, stop: bool = False
-) -> dict[str, float]:
-    """Loss, terms and metrics of the global batch: sums of shares, and means over all of its pairs.
+class TrainingDiverged(RuntimeError):
+    """A loss or gradient that is not finite; the weights are those before the step."""
 
-    `stop` rides along: the result's "stop" is above 0 where any replica wants to end.
-    """
+
+def reduce_outputs(ranks: Ranks, outputs: Sequence[LossOutput], counts: Counts) -> dict[str, float]:
+    """Loss, terms and metrics of the global batch: sums of shares, and means over all of its pairs."""
     first = outputs[0]
     sums = {
         "loss": sum(output.loss.detach() for output in outputs),
         **{name: sum(output.terms[name] for output in outputs) for name in first.terms},
         **{name: sum(output.per_pair[name].sum() / counts.pairs for output in outputs) for name in first.per_pair},
     }
-    numbers = torch.stack(
-        [torch.as_tensor(value, dtype=torch.float64).cpu() for value in [*sums.values(), float(stop)]]
+    numbers = torch.stack([torch.as_tensor(value, dtype=torch.float64).cpu() for value in sums.values()])
+    return dict(zip(sums, ranks.sum(numbers).tolist(), strict=True))
+
+
+def refuse_non_finite(
+    step: int, metrics: Mapping[str, float], ranks: Ranks, outputs: Sequence[LossOutput], rows: Sequence[int]
+) -> None:
+    """Raise TrainingDiverged, naming step, terms and pairs, where a metric is not finite; the same on all ranks.
+
+    rows: of the data, this replica's in the order of `outputs`.
+    """
+    bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
+    if not bad:
+        return
+    per_pair = [torch.cat([output.per_pair[name] for output in outputs]) for name in outputs[0].per_pair]
+    broken = [
+        row for i, row in enumerate(rows) if not all(math.isfinite(v[i]) for v in per_pair if len(v) == len(rows))
+    ]
+    everywhere = torch.cat(ranks.gather(torch.tensor(broken, dtype=torch.int64))).tolist()
+    if not everywhere:  # only the gradient is broken: any pair of the batch may be why
+        everywhere = torch.cat(ranks.gather(torch.tensor(rows, dtype=torch.int64))).tolist()
+    shown = ", ".join(str(row) for row in sorted(everywhere)[:20]) + (", ..." if len(everywhere) > 20 else "")
+    terms = ", ".join(f"{name} = {value}" for name, value in bad.items())
+    raise TrainingDiverged(
+        f"step {step} is not finite: {terms}; pairs (rows of the data): {shown}. "
+        f"The weights were not updated. Look at these rows, lower optimizer.lr, or set train.max_grad_norm."
     )
-    return dict(zip([*sums, "stop"], plugin.sum(numbers).tolist(), strict=True))
 
 
 class Speed:
-    """Pairs and tokens per second of training, evaluation and saving not counted. Each prompt's tokens count once."""
+    """Pairs and tokens per second of training: what is counted and how long it took are always of the same steps.
+
+    Its clock runs inside `running` alone, evaluation and saving left out. Each prompt's tokens count once.
+    """
 
     def __init__(self) -> None:
         self.pairs = self.tokens = 0
-        self.seconds = 0.0
-        self._mark = (time.perf_counter(), 0, 0)
-        self._paused = 0.0
+        self._seconds = 0.0  # up to when the clock was last stopped
+        self._since: float | None = None  # when it was last started
+        self._mark = (0, 0, 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """How long the clock has run."""
+        return self._seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Train inside this block."""
+        self._since = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._stop()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of this block out."""
+        was_running = self._since is not None
+        self._stop()
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter() if was_running else None
 
     def count(self, pairs: Sequence[TokenizedPair]) -> None:
         """Another global batch is done."""
@@ -45,35 +95,25 @@ class Speed:
 
     def since_last(self) -> dict[str, float]:
         """Rates since the last call."""
-        now = time.perf_counter()
-        since, pairs, tokens = self._mark
-        seconds = max(now - since - self._paused, 1e-9)
-        self.seconds += seconds
-        self._mark, self._paused = (now, self.pairs, self.tokens), 0.0
-        return {
-            "pairs_per_second": (self.pairs - pairs) / seconds,
-            "tokens_per_second": (self.tokens - tokens) / seconds,
-        }
+        pairs, tokens, seconds = self._mark
+        self._mark = (self.pairs, self.tokens, self.seconds)
+        took = max(self._mark[2] - seconds, 1e-9)
+        return {"pairs_per_second": (self.pairs - pairs) / took, "tokens_per_second": (self.tokens - tokens) / took}
 
     def overall(self) -> dict[str, float | None]:
         """Rates of the whole training; None before the first step."""
-        if not self.seconds:
+        if not self.pairs:
             return {"pairs_per_second": None, "tokens_per_second": None}
         return {"pairs_per_second": self.pairs / self.seconds, "tokens_per_second": self.tokens / self.seconds}
 
     def state_dict(self) -> dict[str, float]:
         """What a resumed run needs to tell the rates of the whole training."""
-        _, pairs, tokens = self._mark  # up to which the seconds are counted
-        return {"pairs": pairs, "tokens": tokens, "seconds": self.seconds}
+        return {"pairs": self.pairs, "tokens": self.tokens, "seconds": self.seconds}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        """Go on from a `state_dict`; the clock starts now."""
-        self.pairs, self.tokens, self.seconds = int(state["pairs"]), int(state["tokens"]), state["seconds"]
-        self._mark = (time.perf_counter(), self.pairs, self.tokens)
+        """Go on from a `state_dict`."""
+        self.pairs, self.tokens, self._seconds = int(state["pairs"]), int(state["tokens"]), state["seconds"]
+        self._mark = (self.pairs, self.tokens, self._seconds)
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leave the time of this block out."""
-        start = time.perf_counter()
-        yield
-        self._paused += time.perf_counter() - start
+    def _stop(self) -> None:
+        self._seconds, self._since = self.seconds, None

@@ -1,96 +1,82 @@
 """From a loss to what a plugin back-propagates, for either scope that a loss may declare."""
 
-from collections.abc import Sequence
-from itertools import accumulate
-
 import torch
 from torch import Tensor
 
 from orpo_exp.losses import Loss, Scope
-from orpo_exp.plugins import Objective, Plugin
-from orpo_exp.types import Batch, Counts, LossOutput, PairLogps, Span, TokenLogps
+from orpo_exp.plugins import Objective, Plugin, Ranks
+from orpo_exp.training.sharing import Share
+from orpo_exp.types import LossOutput, PairLogps, Span, TokenLogps
 
 
 def make_objective(
-    plugin: Plugin,
-    loss: Loss,
-    micro_batches: Sequence[Batch],
-    reference: PairLogps | None,
-    weight: float,
-    counts: Counts,
-) -> tuple[Objective, list[LossOutput]]:
-    """The objective of one global step, and the list that this replica's share of its numbers is put in.
+    plugin: Plugin, loss: Loss, share: Share, compared: PairLogps | None, weight: float
+) -> tuple[Objective, list[LossOutput] | None]:
+    """The objective of one global step; and this replica's outputs where they are known before it is run, else None:
+    then they are what the objective returns.
 
-    reference: log-probabilities of this replica's pairs under the reference policy, where the loss needs one.
-    Summed over replicas, the list's losses and terms are those of the global batch.
+    compared: log-probabilities of this replica's pairs under the reference policy, where the loss needs one.
+    Summed over replicas, the losses and terms of the outputs are those of the global batch.
     """
     if loss.scope is Scope.batch:
-        return _batch_objective(plugin, loss, micro_batches, reference, weight, counts)
-    outputs: list[LossOutput] = []
-    bounds = [0, *accumulate(len(batch.rows) for batch in micro_batches)]
+        return _batch_objective(plugin, loss, share, compared, weight)
 
-    def objective(number: int, logps: PairLogps) -> Tensor:
-        own = None if reference is None else reference.slice(bounds[number], bounds[number + 1])
-        output = loss(logps, own and own.to(logps.chosen.values.device), weight, counts)
-        outputs.append(output)
-        return output.loss
+    def objective(number: int, logps: PairLogps) -> LossOutput:
+        own = None if compared is None else share.part(number, compared)
+        return loss(logps, own and own.to(logps.chosen.values.device), weight, share.counts)
 
-    return objective, outputs
+    return objective, None
 
 
 def _batch_objective(
-    plugin: Plugin,
-    loss: Loss,
-    micro_batches: Sequence[Batch],
-    reference: PairLogps | None,
-    weight: float,
-    counts: Counts,
+    plugin: Plugin, loss: Loss, share: Share, compared: PairLogps | None, weight: float
 ) -> tuple[Objective, list[LossOutput]]:
     """Score the global batch without gradient, differentiate the loss by the log-probabilities, and let the second
     pass back-propagate sum(dL/dlogp * logp), whose gradient is the loss's own."""
-    own = plugin.score(micro_batches)
-    whole, first = gather_logps(plugin, own)
+    whole, first = gather_logps(plugin.ranks, plugin.score(share.batches))
     spans = whole.by_span()
     for logps in spans.values():
         logps.values.requires_grad_()
-    output = loss(whole, None if reference is None else gather_logps(plugin, reference)[0], weight, counts)
+    others = None if compared is None else gather_logps(plugin.ranks, compared)[0]
+    output = loss(whole, others, weight, share.counts)
+    # one gradient for each scored token of the global batch, (tokens,) by span
     wanted = [logps.values for logps in spans.values()]
     gradients: tuple[Tensor | None, ...] = torch.autograd.grad(output.loss, wanted, allow_unused=True)
 
     # this replica's part of each span, micro-batch by micro-batch
-    pieces: list[dict[Span, Tensor]] = [{} for _ in micro_batches]
+    pieces: list[dict[Span, Tensor]] = [{} for _ in share.batches]
     for span, gradient in zip(spans, gradients, strict=True):
         if gradient is None:  # no gradient by this span: the second pass need not have it
             continue
-        sizes = [int(batch.score.lengths[span].sum()) for batch in micro_batches]
+        sizes = [int(batch.score.lengths[span].sum()) for batch in share.batches]
         start = int(spans[span].lengths[:first].sum())
         for piece, part in zip(pieces, gradient[start : start + sum(sizes)].split(sizes), strict=True):
             piece[span] = part
 
-    def objective(number: int, logps: PairLogps) -> Tensor:
+    def objective(number: int, logps: PairLogps) -> LossOutput:
         again = logps.by_span()
         parts = [(gradient, again[span].values) for span, gradient in pieces[number].items()]
-        return torch.stack([(g.to(v.device) * v).sum(dtype=torch.float64) for g, v in parts]).sum()
+        return LossOutput(torch.stack([(g.to(v.device) * v).sum(dtype=torch.float64) for g, v in parts]).sum(), {})
 
-    return objective, [reported_once(plugin, output)]
+    return objective, [reported_once(plugin.ranks, output)]
 
 
-def reported_once(plugin: Plugin, whole: LossOutput) -> LossOutput:
+def reported_once(ranks: Ranks, whole: LossOutput) -> LossOutput:
     """This replica's share of an output that every replica holds whole: all of it on the first, nothing elsewhere."""
-    if plugin.data_parallel_rank == 0:
+    if ranks.replica == 0:
         return whole
     nothing = {name: torch.zeros_like(value) for name, value in whole.terms.items()}
     no_pair = {name: value[:0] for name, value in whole.per_pair.items()}
     return LossOutput(torch.zeros_like(whole.loss), nothing, no_pair)
 
 
-def gather_logps(plugin: Plugin, own: PairLogps) -> tuple[PairLogps, int]:
+def gather_logps(ranks: Ranks, own: PairLogps) -> tuple[PairLogps, int]:
     """The log-probabilities of all replicas, on the CPU in their order, and the place of this replica's first pair."""
     gathered: dict[Span, TokenLogps] = {}
     first = 0
     for span, logps in own.by_span().items():
-        lengths = plugin.gather(logps.lengths)
-        squared = None if logps.log_squared is None else torch.cat(plugin.gather(logps.log_squared))
-        gathered[span] = TokenLogps(torch.cat(plugin.gather(logps.values)), torch.cat(lengths), squared)
-        first = sum(len(part) for part in lengths[: plugin.data_parallel_rank])
+        lengths = ranks.gather(logps.lengths)  # (pairs,) of each replica
+        squared = None if logps.log_squared is None else torch.cat(ranks.gather(logps.log_squared))
+        gathered[span] = TokenLogps(torch.cat(ranks.gather(logps.values)), torch.cat(lengths), squared)
+        first = sum(len(part) for part in lengths[: ranks.replica])
     return PairLogps.from_spans(gathered), first

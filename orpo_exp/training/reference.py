@@ -5,8 +5,7 @@ Frozen and cached references give the same numbers; they differ in memory and ti
 
 import hashlib
 import logging
-import os
-import socket
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,19 +14,22 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from orpo_exp.data.tokenize import TokenizedData, digest_pairs
-from orpo_exp.layouts import Layout
-from orpo_exp.plugins import Plugin
+from orpo_exp.files import written_beside
+from orpo_exp.plugins import Plugin, Which
 from orpo_exp.registry import Registry
 from orpo_exp.schema import Settings, setting
 from orpo_exp.training.objectives import gather_logps
-from orpo_exp.training.sharing import share
-from orpo_exp.types import Batch, Need, PairLogps, Span, TokenizedPair, TokenLogps
+from orpo_exp.training.sharing import Share, Sharing
+from orpo_exp.training.stop import Stopped, StopRequest
+from orpo_exp.types import PairLogps, Span, TokenizedPair, TokenLogps
 
 log = logging.getLogger(__name__)
 
 TRAIN, HELD_OUT = "train", "held_out"
+ROUNDS = 64  # micro-batches of each replica that are scored and kept as one part
 Draws = Callable[[], Iterator[list[TokenizedPair]]]  # all pairs of a split, some at a time, as often as it is called
 
 
@@ -43,21 +45,24 @@ class Reference(ABC):
     per_pair: it knows single pairs, and nothing of their batch.
     """
 
-    Config: ClassVar[type[ReferenceConfig]]
+    Config: ClassVar[type[ReferenceConfig]] = ReferenceConfig
     beside_policy: ClassVar[bool] = False
     moves: ClassVar[bool] = False
     per_pair: ClassVar[bool] = False
 
-    def __init__(self, config: ReferenceConfig, plugin: Plugin, layout: Layout, needs: frozenset[Need]) -> None:
-        self.config, self.plugin, self.layout, self.needs = config, plugin, layout, needs
+    def __init__(self, config: ReferenceConfig, plugin: Plugin, sharing: Sharing) -> None:
+        self.config, self.plugin, self.sharing = config, plugin, sharing
 
-    def begin(self, data: TokenizedData, train_pairs: int, micro_batch_size: int) -> None:
-        """Called once before training; positions 0 .. train_pairs - 1 are those that will be trained on."""
+    def begin(self, data: TokenizedData, train_pairs: int, stop: StopRequest) -> None:
+        """Called once before training; positions 0 .. train_pairs - 1 are those that will be trained on.
+
+        Raises Stopped where `stop` asks for it meanwhile; what is done by then is not done again.
+        """
         return None
 
     @abstractmethod
-    def logps(self, split: str, pairs: Sequence[TokenizedPair], micro_batches: Sequence[Batch]) -> PairLogps:
-        """Log-probabilities of this replica's pairs, which `micro_batches` hold in this order; no gradient."""
+    def logps(self, split: str, share: Share) -> PairLogps:
+        """Log-probabilities of this replica's pairs in the share's order; no gradient."""
 
     def after_step(self, step: int) -> None:
         """Called after each optimizer step."""
@@ -73,13 +78,9 @@ class Frozen(Reference):
 
     beside_policy = True
 
-    @dataclass
-    class Config(ReferenceConfig):
-        """Nothing to set."""
-
-    def logps(self, split: str, pairs: Sequence[TokenizedPair], micro_batches: Sequence[Batch]) -> PairLogps:
-        """See Reference."""
-        return self.plugin.score(micro_batches, reference=True)
+    @override
+    def logps(self, split: str, share: Share) -> PairLogps:
+        return self.plugin.score(share.batches, Which.held)
 
 
 @REFERENCES.register("synced")
@@ -97,10 +98,10 @@ class Synced(Frozen):
 
     config: Config
 
+    @override
     def after_step(self, step: int) -> None:
-        """See Reference."""
         if step % self.config.every == 0:
-            self.plugin.sync_reference(self.config.mix)
+            self.plugin.models[Which.held].move_towards(self.plugin.models[Which.policy], self.config.mix)
 
 
 @REFERENCES.register("cached")
@@ -108,7 +109,8 @@ class Cached(Reference):
     """The starting model's log-probabilities, computed before training by the policy itself and kept on disk.
 
     The file's name is a fingerprint of all tokens (and so of data, tokenizer, template and truncation), of the weights
-    and of how they are run; a file that fits is used again.
+    and of how they are run; a file that fits is used again. It is written in parts, so that a run which is stopped
+    goes on with the scoring where it stood.
     """
 
     per_pair = True
@@ -121,59 +123,71 @@ class Cached(Reference):
 
     config: Config
 
-    def begin(self, data: TokenizedData, train_pairs: int, micro_batch_size: int) -> None:
+    @override
+    def begin(self, data: TokenizedData, train_pairs: int, stop: StopRequest) -> None:
         """Score every pair once, or read what an earlier run has scored.
 
         Pairs are drawn some at a time, and what is kept of them is flat: memory stays that of a loss without reference.
         """
-        size = 64 * micro_batch_size * self.plugin.data_parallel_size
+        size = ROUNDS * self.sharing.micro_batch_size * self.plugin.ranks.replicas
         held_out = data.held_out
         draws: dict[str, Draws] = {
             TRAIN: lambda: (data.train(range(i, min(i + size, train_pairs))) for i in range(0, train_pairs, size)),
             HELD_OUT: lambda: (held_out[i : i + size] for i in range(0, len(held_out), size)),
         }
         path = Path(self.config.folder).expanduser() / f"{self._fingerprint(draws)}.safetensors"
-        here = self.plugin.sum(torch.tensor([float(path.exists())]))
-        tensors = _read(path) if int(here) == self.plugin.data_parallel_size else None
-        if tensors is None:
+        if self.plugin.ranks.everywhere(path.exists()):
+            log.info("reference log-probabilities read from %s", path)
+            tensors = _read(path)
+        else:
             log.info("scoring %d pairs under the reference policy", train_pairs + len(held_out))
+            parts = path.with_suffix(f".parts-of-{size}")
             tensors = {}
             for split, draw in draws.items():
-                tensors |= self._score(split, draw, micro_batch_size)
-            if self.plugin.is_main:
+                tensors |= _joined([self._part(parts, split, i, pairs, stop) for i, pairs in enumerate(draw())])
+            if self.plugin.ranks.is_main:
                 _write(path, tensors)
+                shutil.rmtree(parts, ignore_errors=True)
         self.scored = {split: Scored.of(split, tensors) for split in draws}
 
-    def logps(self, split: str, pairs: Sequence[TokenizedPair], micro_batches: Sequence[Batch]) -> PairLogps:
-        """See Reference."""
-        return self.scored[split].find([pair.row for pair in pairs])
+    @override
+    def logps(self, split: str, share: Share) -> PairLogps:
+        return self.scored[split].find([pair.row for pair in share.pairs])
 
     def _fingerprint(self, draws: Mapping[str, Draws]) -> str:
-        run_by = f"{type(self.plugin).__name__} {self.plugin.config} {sorted(need.name for need in self.needs)}"
-        digest = hashlib.sha256(f"{self.plugin.weights_digest()} {run_by}".encode())
+        needs = sorted(need.name for need in self.sharing.needs)
+        run_by = f"{type(self.plugin).__name__} {self.plugin.config} {needs}"
+        digest = hashlib.sha256(f"{self.plugin.models[Which.policy].digest()} {run_by}".encode())
         for draw in draws.values():
             for pairs in draw():
                 digest_pairs(digest, pairs)
         return digest.hexdigest()[:32]
 
-    def _score(self, split: str, draw: Draws, micro_batch_size: int) -> dict[str, Tensor]:
-        """Every rank scores its share and gets the whole."""
-        plugin, parts, rows = self.plugin, [], []
-        for pairs in draw():
-            shares = share(pairs, micro_batch_size, plugin.data_parallel_size, plugin.data_parallel_rank)
-            own = plugin.score([self.layout.collate(part, self.needs) for part in shares])
-            parts.append(gather_logps(plugin, own)[0])
-            rows += plugin.gather(torch.tensor([pair.row for part in shares for pair in part], dtype=torch.int64))
+    def _part(
+        self, folder: Path, split: str, number: int, pairs: list[TokenizedPair], stop: StopRequest
+    ) -> dict[str, Tensor]:
+        """Some pairs' log-probabilities, whole on every rank: from disk, or scored by all ranks together."""
+        ranks, path = self.plugin.ranks, folder / f"{split}-{number:06d}.safetensors"
+        if ranks.everywhere(path.exists()):
+            return _read(path)
+        if number_asked := stop.agreed(ranks):
+            log.warning("stopped while scoring under the reference policy; what is scored is kept in %s", folder)
+            raise Stopped(number_asked)
+        share = self.sharing.of(pairs)
+        whole, _ = gather_logps(ranks, self.plugin.score(share.batches))
+        rows = ranks.gather(torch.tensor([pair.row for pair in share.pairs], dtype=torch.int64))
         tensors = {f"{split}/rows": torch.cat(rows)}
-        for span, logps in PairLogps.concatenate(parts).by_span().items():
+        for span, logps in whole.by_span().items():
             tensors |= {f"{split}/{span.name}/values": logps.values, f"{split}/{span.name}/lengths": logps.lengths}
+        if ranks.is_main:
+            _write(path, tensors)
         return tensors
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Log-probabilities of many pairs, looked up by row. rows: (pairs,) int64 in ascending order; place: where in
-    `logps` each of them is."""
+    """Log-probabilities of many pairs, looked up by row of the data. rows: (pairs,) int64 in ascending order; place:
+    where in `logps` each of them is."""
 
     rows: Tensor
     place: Tensor
@@ -197,17 +211,19 @@ class Scored:
         return self.logps.select(self.place[found])
 
 
+def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
 def _read(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
-    log.info("reference log-probabilities read from %s", path)
     return load_file(path)
 
 
-def _write(path: Path, tensors: dict[str, Tensor]) -> None:
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")  # others may write the same now
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
-    beside.replace(path)
+    with written_beside(path) as beside:  # others may write the same now
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)

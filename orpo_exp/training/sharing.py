@@ -1,23 +1,67 @@
 """How the pairs of one global step are shared among replicas and micro-batches."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
-from orpo_exp.types import TokenizedPair
+from orpo_exp.layouts import Layout
+from orpo_exp.plugins import Ranks
+from orpo_exp.types import Batch, Counts, Need, PairLogps, TokenizedPair
 
 
-def share(
-    pairs: Sequence[TokenizedPair], micro_batch_size: int, replicas: int, replica: int
-) -> list[list[TokenizedPair]]:
-    """This replica's micro-batches of at most `micro_batch_size` pairs each; some may be empty.
+@dataclass(frozen=True)
+class Sharing:
+    """How a run's work is split, for every set of pairs that is to be scored.
 
-    Every replica gets equally many. Pairs of like length share a micro-batch, and the replicas' micro-batches of one
-    round are neighbours in length: little padding, and no replica waits long for another.
+    needs: what is computed of each pair beyond its answers. micro_batch_size: pairs in a micro-batch, at most.
     """
-    ordered = sorted(pairs, key=lambda pair: -pair.length)
-    rounds = max(1, -(-len(ordered) // (micro_batch_size * replicas)))
-    groups = rounds * replicas
-    bounds = [len(ordered) * i // groups for i in range(groups + 1)]
-    return [
-        ordered[bounds[group] : bounds[group + 1]]
-        for group in (round_ * replicas + replica for round_ in range(rounds))
-    ]
+
+    layout: Layout
+    ranks: Ranks
+    needs: frozenset[Need]
+    micro_batch_size: int
+
+    def of(self, pairs: Sequence[TokenizedPair]) -> "Share":
+        """This replica's share of the pairs, in micro-batches of which some may be empty.
+
+        Every replica gets equally many. Pairs of like cost share a micro-batch, and the replicas' micro-batches of one
+        round are neighbours in cost: little padding, and no replica waits long for another.
+        """
+        ordered = sorted(pairs, key=lambda pair: -self.layout.cost(pair))
+        replicas, replica = self.ranks.replicas, self.ranks.replica
+        rounds = max(1, -(-len(ordered) // (self.micro_batch_size * replicas)))
+        groups = rounds * replicas
+        bounds = [len(ordered) * i // groups for i in range(groups + 1)]
+        own = [round_ * replicas + replica for round_ in range(rounds)]
+        return Share(self, [ordered[bounds[g] : bounds[g + 1]] for g in own], Counts.of(pairs))
+
+
+@dataclass(frozen=True)
+class Share:
+    """One replica's share of some pairs. parts: its micro-batches as pairs. counts: of all replicas' pairs."""
+
+    sharing: Sharing
+    parts: list[list[TokenizedPair]]
+    counts: Counts
+
+    @cached_property
+    def pairs(self) -> list[TokenizedPair]:
+        """The replica's pairs in the order in which they are scored."""
+        return [pair for part in self.parts for pair in part]
+
+    @cached_property
+    def batches(self) -> list[Batch]:
+        """The micro-batches as the model's inputs, with all that is needed."""
+        return self._collated(self.sharing.needs)
+
+    def batches_for(self, needs: frozenset[Need]) -> list[Batch]:
+        """The micro-batches, with this alone of what is needed."""
+        return self.batches if needs == self.sharing.needs else self._collated(needs)
+
+    def part(self, number: int, logps: PairLogps) -> PairLogps:
+        """Of the log-probabilities of all the replica's pairs those of one micro-batch."""
+        first = sum(len(part) for part in self.parts[:number])
+        return logps.slice(first, first + len(self.parts[number]))
+
+    def _collated(self, needs: frozenset[Need]) -> list[Batch]:
+        return [self.sharing.layout.collate(part, needs) for part in self.parts]

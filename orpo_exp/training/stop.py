@@ -5,7 +5,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from orpo_exp.plugins.processes import STOP_SIGNALS
+from orpo_exp.plugins import Ranks
+from orpo_exp.signals import handled
+
+
+class Stopped(Exception):
+    """The run was asked to stop before its training began; all that is worth keeping is on disk."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.number = number
 
 
 class StopRequest:
@@ -17,15 +26,15 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal = 0
 
+    def agreed(self, ranks: Ranks) -> int:
+        """The number of the signal by which any rank was asked to stop, the same on all; 0 for none."""
+        return ranks.largest(self.signal)
+
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Take over the signals for the time of the block."""
-        former = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
-        try:
+        with handled(self._handle):
             yield
-        finally:
-            for number, handler in former.items():
-                signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:

@@ -11,13 +11,13 @@ from orpo_exp.tracking.jsonl import read_metrics
 
 METRICS = {
     "loss", "nll_loss", "odds_ratio_loss", "log_odds_ratio", "rewards/chosen", "rewards/rejected", "rewards/margin",
-    "rewards/accuracy", "logps/chosen", "logps/rejected", "lam",
+    "rewards/accuracy", "logps/chosen", "logps/rejected", "logps/accuracy", "lam",
 }  # fmt: skip
 RESULT = {
     "status", "error", "config_hash", "overrides", "seed", "git", "versions", "hardware", "world_size", "steps",
     "total_steps", "eval",
     "pairs_per_second", "tokens_per_second", "peak_memory_bytes", "wall_time_seconds", "requeues", "heartbeat", "host",
-    "pid", "job_id",
+    "pid", "job_id", "settings", "metrics",
 }  # fmt: skip
 
 

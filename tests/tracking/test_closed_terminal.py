@@ -10,8 +10,9 @@ from sweeps.builder import make_sweep
 RUN = """
 from orpo_exp.tracking import RunInfo, Trackers
 from orpo_exp.tracking.console import ConsoleTracker
-from orpo_exp.tracking.logs import setup_logging
-setup_logging(folder, main=True, rank=0)
+from orpo_exp.tracking.logs import Messages
+messages = Messages(0).__enter__()
+messages.keep(folder)
 trackers = Trackers([ConsoleTracker(ConsoleTracker.Config())])
 trackers.start(RunInfo(folder, "quickstart", {}, 2))
 close_the_terminal()

@@ -12,7 +12,7 @@ from rich.console import Console
 from orpo_exp.tracking import RunInfo, console, logs
 from orpo_exp.tracking.console import ConsoleTracker, duration, number
 from orpo_exp.tracking.jsonl import Jsonl
-from orpo_exp.tracking.logs import setup_logging
+from orpo_exp.tracking.logs import Messages
 
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 CONFIG = {
@@ -24,17 +24,6 @@ CONFIG = {
     "choices": {"loss": "orpo", "lam_schedule": "constant"},
 }
 log = logging.getLogger("orpo_exp.somewhere")
-
-
-@pytest.fixture(autouse=True)
-def _logging_as_before():
-    root = logging.getLogger("orpo_exp")
-    before = root.level, root.propagate
-    yield
-    setup_logging(None, main=False, rank=1)
-    for handler in list(root.handlers):
-        root.removeHandler(handler)
-    root.level, root.propagate = before
 
 
 @pytest.fixture
@@ -55,7 +44,12 @@ def evaluation(loss):
 
 
 def simulate(folder, steps=40, status="completed"):
-    setup_logging(folder, main=True, rank=0)
+    with Messages(0) as messages:
+        messages.keep(folder)
+        show(folder, steps, status)
+
+
+def show(folder, steps, status):
     trackers = [Jsonl(), ConsoleTracker(ConsoleTracker.Config())]
     for tracker in trackers:
         tracker.start(RunInfo(folder, "quickstart", CONFIG, 40))
@@ -148,16 +142,16 @@ def test_run_log_holds_what_the_console_said_with_times_and_details(tmp_path, sc
 
 
 def test_another_rank_has_a_file_and_says_aloud_only_what_made_it_fail(tmp_path, screen, capfd):
-    setup_logging(None, main=False, rank=3)
-    log.error("what all ranks say")
-    setup_logging(tmp_path, main=False, rank=3)
-    log.warning("kept")
-    assert (tmp_path / "rank-3.log").read_text().endswith("WARNING kept\n")
-    assert screen.getvalue() == "".join(capfd.readouterr())
-    try:
-        raise RuntimeError("out of memory")
-    except RuntimeError:
-        log.exception("the run failed")
+    with Messages(3) as messages:
+        log.error("what all ranks say")
+        messages.keep(tmp_path)
+        log.warning("kept")
+        assert (tmp_path / "rank-3.log").read_text().endswith("WARNING kept\n")
+        assert screen.getvalue() == "".join(capfd.readouterr())
+        try:
+            raise RuntimeError("out of memory")
+        except RuntimeError:
+            log.exception("the run failed")
     out, err = capfd.readouterr()
     assert err == "rank 3 failed: RuntimeError: out of memory\n"
     assert "Traceback" in (tmp_path / "rank-3.log").read_text()
@@ -169,11 +163,12 @@ def test_without_a_reader_the_run_goes_on(tmp_path):
     code = f"""
 import logging
 from pathlib import Path
-from orpo_exp.tracking.logs import CONSOLE, setup_logging
-setup_logging(Path({str(tmp_path)!r}), main=True, rank=0)
-for number in range(5):
-    CONSOLE.print("a page")
-    logging.getLogger("orpo_exp").warning("message %d", number)
+from orpo_exp.tracking.logs import CONSOLE, Messages
+with Messages(0) as messages:
+    messages.keep(Path({str(tmp_path)!r}))
+    for number in range(5):
+        CONSOLE.print("a page")
+        logging.getLogger("orpo_exp").warning("message %d", number)
 print("what Python itself has to say")
 """
     reading, writing = os.pipe()
@@ -184,15 +179,19 @@ print("what Python itself has to say")
     assert "message 4" in (tmp_path / "run.log").read_text()
 
 
-def test_setting_up_again_replaces_and_closes_what_was_there(tmp_path, screen):
-    (tmp_path / "b").mkdir()
-    setup_logging(tmp_path, main=True, rank=0)
-    log.info("one")
-    setup_logging(tmp_path / "b", main=True, rank=0)
-    log.info("two")
+def test_afterwards_messages_go_where_they_went_before(tmp_path, screen):
+    root = logging.getLogger("orpo_exp")
+    before = root.level, root.propagate, list(root.handlers)
+    with Messages(0) as messages:
+        log.info("one")
+        messages.keep(tmp_path)
+        log.info("two")
+        (file,) = [handler for handler in root.handlers if isinstance(handler, logging.FileHandler)]
+    log.warning("three")
     assert screen.getvalue() == "one\ntwo\n"
-    assert "two" not in (tmp_path / "run.log").read_text()
-    assert "one" not in (tmp_path / "b" / "run.log").read_text()
+    assert (tmp_path / "run.log").read_text().endswith("INFO    two\n")
+    assert file.stream is None
+    assert (root.level, root.propagate, list(root.handlers)) == before
 
 
 @pytest.mark.parametrize("colour", [True, False])

@@ -18,10 +18,10 @@ from orpo_exp.training.checkpoints import Checkpoints
 def test_a_full_disk_is_told_and_leaves_the_last_checkpoint_whole(run, pairs_file, monkeypatch):
     save = DDP.save
 
-    def full(self, folder, reference):
+    def full(self, folder, held):
         if "00000004" in folder.name:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return save(self, folder, reference)
+        return save(self, folder, held)
 
     with monkeypatch.context() as patch:
         patch.setattr(DDP, "save", full)
@@ -65,7 +65,7 @@ def test_the_newest_and_the_best_checkpoints_stay(run, pairs_file, monkeypatch):
     losses = {2: 3.0, 4: 1.0, 6: 2.0, 8: 4.0}
     note = Checkpoints.note
     monkeypatch.setattr(Checkpoints, "note", lambda self, step, metrics: note(self, step, {"loss": losses[step]}))
-    best = ["train.keep_best=2", "train.best_metric=loss", "train.best_direction=min"]
+    best = ["train.keep_best=2", "train.best_metric=loss"]
     folder = run(*BASE, *best, "train.eval_every=2", "train.save_every=3", "train.keep_last=1")
     # saved at 2 (best so far), 3, 4 (best), 6 (both); 8 is neither
     assert steps_saved(folder) == [4, 6]
@@ -73,19 +73,20 @@ def test_the_newest_and_the_best_checkpoints_stay(run, pairs_file, monkeypatch):
     assert (state["best"], state["best_by"]) == ([[4, 1.0], [6, 2.0]], ["loss", -1.0])
 
 
-def test_an_unknown_metric_to_choose_by_is_refused(run, pairs_file):
+def test_a_metric_to_choose_by_is_known_and_has_a_good_end_before_anything_starts(run, pairs_file, capsys):
     folder = run(*BASE, "train.keep_best=1", "train.best_metric=acuracy", code=2)
-    assert "rewards/accuracy" in result(folder)["error"]
+    assert "rewards/accuracy" in capsys.readouterr().err
+    assert not folder.exists()
+    run(*BASE, "train.keep_best=1", "train.best_metric=logps/rejected", code=2)
+    assert "train.best_direction" in capsys.readouterr().err
 
 
-def test_a_resumed_run_may_choose_by_another_metric_but_not_an_unknown_one(run, pairs_file, cut_off):
+def test_a_resumed_run_may_choose_by_another_metric(run, pairs_file, cut_off):
     best = ["train.keep_best=1", "train.eval_every=2"]
     stopped = ["train.save_every=4", "train.keep_last=1"]
     cut_off(7)
     folder = run(*BASE, *best, *stopped, "train.best_metric=logps/chosen", code=1)
     cut_off(0)
-    run(*BASE, *best, *stopped, "train.best_metric=acuracy", code=2)
-    assert "rewards/accuracy" in result(folder)["error"]
     run(*BASE, *best, *stopped, "train.best_metric=loss", "train.best_direction=min")
     (kept,) = json.loads((folder / "checkpoints" / "latest" / "state.json").read_text())["best"]
     evaluations = {row["step"]: row["loss"] for row in numbers(folder) if row["split"] == "eval"}

@@ -121,7 +121,7 @@ def test_a_gradient_that_is_not_finite_updates_nothing(run, pairs_file, monkeypa
     step = DDP.step
 
     def broken(self, lr):
-        parameter = next(self.policy.parameters())
+        parameter = next(self.policy.model.parameters())
         weights.append(parameter.detach().clone())
         parameter.grad.view(-1)[0] = math.inf
         norm = step(self, lr)

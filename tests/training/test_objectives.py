@@ -25,7 +25,7 @@ def test_the_mismatched_answers_are_scored_but_not_run_again_with_gradient(run, 
 
     def recording(self, micro_batches, objective):
         trained.extend(set(batch.score.lengths) for batch in micro_batches)
-        forward_backward(self, micro_batches, objective)
+        return forward_backward(self, micro_batches, objective)
 
     monkeypatch.setattr(DDP, "forward_backward", recording)
     without = run(*BASE, folder="without")

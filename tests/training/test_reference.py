@@ -55,7 +55,7 @@ def test_policy_and_reference_are_equal_before_training(run, pairs_file):
 
 
 def test_cached_references_are_read_again_and_hold_no_second_model(run, pairs_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(DDP, "hold_reference", lambda self, model: pytest.fail("a second model"))
+    monkeypatch.setattr(DDP, "hold_reference", lambda self, build: pytest.fail("a second model"))
     first = run(*with_reference("cached", "loss=dpo"), folder="first")
     (file,) = (tmp_path / "references").iterdir()
     written = file.stat().st_mtime_ns

@@ -4,6 +4,7 @@ import json
 import os
 
 import pytest
+from support import order_of
 from training.short_run import BASE, result
 
 
@@ -82,3 +83,59 @@ def test_a_run_does_not_go_back_in_its_own_folder(run, pairs_file, cut_off, caps
     for given in (folder, folder / "checkpoints" / "step-00000004"):
         run(*BASE, f"resume={given}", code=2)
         assert "begin in a new folder" in capsys.readouterr().err
+
+
+def test_only_what_is_meant_for_users_is_told_as_refused(run, pairs_file, monkeypatch, capsys):
+    """A ValueError from inside is a failure, with its traceback."""
+    from orpo_exp.losses.orpo import ORPO
+
+    monkeypatch.setattr(ORPO, "__call__", lambda self, *given: list(zip([1], [], strict=True)))
+    folder = run(*BASE, code=1)
+    assert "Traceback" in result(folder)["error"]
+    assert "zip()" in result(folder)["error"]
+
+
+def test_the_data_are_read_once(run, pairs_file, monkeypatch):
+    from orpo_exp.data.files import JsonFiles
+
+    load, loads = JsonFiles.load, []
+
+    def counting(self, seed):
+        loads.append(seed)
+        return load(self, seed)
+
+    monkeypatch.setattr(JsonFiles, "load", counting)
+    run(*BASE)
+    assert loads == [0]
+
+
+def test_a_points_resume_line_finds_the_folder_of_its_options(tmp_path):
+    from omegaconf import DictConfig
+
+    from orpo_exp.cli import checked_point
+    from orpo_exp.sweeps.points import combinations
+
+    (point,) = combinations(["+experiment=quickstart", f"hydra.sweep.dir={tmp_path}"])
+    order = checked_point(point, str(tmp_path), DictConfig({}))
+    assert f"--config-dir {tmp_path}" in order.resume_command
+    assert "--config-dir" not in order_of("+experiment=quickstart").resume_command
+
+
+@pytest.mark.parametrize("held_out", [1, 2])
+def test_kto_takes_the_answers_of_another_pair_where_a_batch_has_but_one(run, pairs_file, monkeypatch, held_out):
+    """21 or 22 training pairs in batches of 4, or 3: the last one is a single pair."""
+    from orpo_exp.layouts.padded import Padded
+
+    collate, own = Padded.collate, []
+
+    def looking(self, pairs, needs):
+        own.extend(pair.mismatched[0].tolist() == pair.chosen_ids.tolist() for pair in pairs if pair.mismatched)
+        return collate(self, pairs, needs)
+
+    monkeypatch.setattr(Padded, "collate", looking)
+    rows = pairs_file.read_text().splitlines(keepends=True)
+    pairs_file.write_text("".join(rows[: 21 + held_out]))
+    size = f"train.global_batch_size={20 // 5}"
+    run(*BASE, f"data.eval_size={held_out}", "loss=kto", size, "train.max_steps=6", "train.epochs=1")
+    assert own
+    assert not any(own)

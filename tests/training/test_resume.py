@@ -52,7 +52,9 @@ def test_a_run_that_was_cut_off_goes_on_bit_for_bit(run, pairs_file, cut_off, va
     assert "resumed at step 4 of 8" in (folder / "run.log").read_text()
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=SLOW), signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=SLOW), signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP]
+)
 def test_a_signal_saves_and_nothing_is_computed_twice(run, pairs_file, expected, monkeypatch, number, capsys):
     train_step = Loop.train_step
     computed: list[int] = []
@@ -98,11 +100,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run, pairs_fi
 def test_a_run_cut_off_while_saving_takes_no_half_for_a_whole(run, pairs_file, expected, monkeypatch):
     save = DDP.save
 
-    def dying(self, folder, reference):
+    def dying(self, folder, held):
         if "00000004" in folder.name:
             (folder / "policy.safetensors").write_bytes(b"half of i")
             raise RuntimeError("cut off")
-        return save(self, folder, reference)
+        return save(self, folder, held)
 
     with monkeypatch.context() as patch:
         patch.setattr(DDP, "save", dying)

@@ -1,10 +1,25 @@
+from dataclasses import dataclass
 from itertools import chain, pairwise
 
 import pytest
-from support import random_pairs
+from support import random_pairs, span
 
 from orpo_exp.data.order import Order
-from orpo_exp.training.sharing import share
+from orpo_exp.layouts.padded import Padded
+from orpo_exp.training.sharing import Share, Sharing
+from orpo_exp.types import PairLogps
+
+
+@dataclass(frozen=True)
+class Place:
+    """What sharing asks of the ranks."""
+
+    replica: int
+    replicas: int
+
+
+def share(pairs, micro_batch_size: int, replicas: int, replica: int) -> Share:
+    return Sharing(Padded(Padded.Config()), Place(replica, replicas), frozenset(), micro_batch_size).of(pairs)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 64])
@@ -12,7 +27,7 @@ from orpo_exp.training.sharing import share
 @pytest.mark.parametrize("replicas", [1, 2, 4])
 def test_every_pair_once_in_equally_many_micro_batches(count, micro_batch_size, replicas):
     pairs = random_pairs(count, 50)
-    shares = [share(pairs, micro_batch_size, replicas, replica) for replica in range(replicas)]
+    shares = [share(pairs, micro_batch_size, replicas, replica).parts for replica in range(replicas)]
     assert len({len(of_replica) for of_replica in shares}) == 1
     assert len(shares[0]) >= 1
     assert all(len(batch) <= micro_batch_size for of_replica in shares for batch in of_replica)
@@ -21,9 +36,22 @@ def test_every_pair_once_in_equally_many_micro_batches(count, micro_batch_size, 
 
 
 def test_pairs_of_like_length_share_a_micro_batch():
-    shares = share(random_pairs(64, 50), 8, 1, 0)
+    shares = share(random_pairs(64, 50), 8, 1, 0).parts
     ends = [(max(p.length for p in batch), min(p.length for p in batch)) for batch in shares]
     assert all(shortest >= longest for (_, shortest), (longest, _) in pairwise(ends))
+
+
+def test_a_share_knows_whose_numbers_are_whose():
+    pairs = random_pairs(7, 50)
+    of_second = share(pairs, 2, 2, 1)
+    assert of_second.counts.pairs == 7
+    assert [pair.row for pair in of_second.pairs] == [row for batch in of_second.batches for row in batch.rows]
+    # a log-probability for each answer's token: the row of its pair
+    rows = [[float(pair.row)] * len(pair.chosen_ids) for pair in of_second.pairs]
+    whole = PairLogps(span(*rows), span(*rows))
+    for number, part in enumerate(of_second.parts):
+        found = of_second.part(number, whole).chosen.tokens()
+        assert [values.tolist() for values in found] == [[pair.row] * len(pair.chosen_ids) for pair in part]
 
 
 def test_an_epoch_sees_every_pair_once_and_its_last_batch_is_short():
