@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -174,3 +175,38 @@ def run_all(place: Place, orders: Sequence[RunOrder]) -> int:
     worst = max(experiment.run_rank(place, order) for order in orders)
     dist.destroy_process_group()
     return worst
+
+
+def ranks_talk(place: Place) -> int:
+    """Four ranks that are two replicas: each replica is heard once, what decides is agreed on by all."""
+    from orpo_exp.plugins import Ranks
+    from orpo_exp.schema import Refused
+    from orpo_exp.types import LossOutput
+
+    ranks = Ranks(place, torch.device("cpu"), replica_of=[0, 0, 1, 1])
+    number, replica = float(place.rank + 1), place.rank // 2
+    assert (ranks.replica, ranks.replicas) == (replica, 2)
+    assert ranks.sum(torch.tensor([number], dtype=torch.float64)).tolist() == [1.0 + 3.0]
+    gathered = ranks.gather(torch.full((place.rank + 1,), place.rank))
+    assert [part.tolist() for part in gathered] == [[0], [2, 2, 2]]
+    assert ranks.exchange(f"rank {place.rank}") == [f"rank {rank}" for rank in range(4)]
+    assert ranks.largest(place.rank) == 3
+    assert (ranks.everywhere(place.rank < 4), ranks.everywhere(place.rank != 3)) == (True, False)
+
+    # the second rank of each replica has computed something
+    third = torch.tensor(number / 3, dtype=torch.float64)
+    own = [LossOutput(third, {"nll": third}, {"margin": third.repeat(2)})] if place.rank % 2 else None
+    (output,) = ranks.hand_out(own)
+    expected = 2 * (replica + 1) / 3
+    assert (float(output.loss), float(output.terms["nll"]), output.per_pair["margin"].tolist()) == (
+        expected, expected, [expected] * 2,
+    )  # fmt: skip
+
+    def refuse() -> None:
+        raise Refused("not this")
+
+    with pytest.raises(Refused, match="not this"):
+        ranks.from_main(refuse)
+    ranks.barrier()
+    ranks.leave()
+    return 0

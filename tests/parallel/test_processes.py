@@ -10,7 +10,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import children, main_rank_leaves, order_of, run_without_room, start_run, train_all, wait_for_end
+from support import (
+    children,
+    main_rank_leaves,
+    order_of,
+    ranks_talk,
+    run_without_room,
+    start_run,
+    train_all,
+    wait_for_end,
+)
 
 from orpo_exp.plugins import processes
 from orpo_exp.tracking.jsonl import read_metrics
@@ -86,6 +95,11 @@ def test_a_rank_does_not_wait_long_for_a_main_rank_that_has_left(monkeypatch):
     began = time.monotonic()
     assert processes.start_ranks(2, main_rank_leaves) == 130
     assert time.monotonic() - began < 40
+
+
+def test_each_replica_is_heard_once_and_what_decides_is_agreed_on_by_all(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert processes.start_ranks(4, ranks_talk) == 0
 
 
 def test_a_rank_that_cannot_save_tells_all(tmp_path, pairs_file, capfd):
