@@ -60,9 +60,20 @@ class ModelSource(ABC):
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
 
-    def check(self) -> None:
-        """Refuse with ConfigError what can be refused without loading anything."""
-        return None
+    def check(self, max_length: int) -> None:
+        """Refuse with ConfigError what can be refused without loading anything, and texts longer than the model's."""
+        limit = self.positions()
+        if limit is not None and max_length > limit:
+            raise ConfigError(
+                "data.max_length",
+                max_length,
+                f"at most {limit}, the positions that this model has",
+                "Lower it, or take a model that has more (with random weights: raise model.max_position_embeddings).",
+            )
+
+    @abstractmethod
+    def positions(self) -> int | None:
+        """The longest text that the model is made for, in tokens; None where nothing limits it. It loads no weights."""
 
     @abstractmethod
     def digest(self, seed: int) -> str:

@@ -1,6 +1,7 @@
 """Models and tokenizers from a local folder or the Hugging Face hub."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 from typing_extensions import override
 
+from orpo_exp.models.attention import positions
 from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, set_dropout, told_about
 from orpo_exp.schema import ConfigError
 
@@ -47,14 +49,30 @@ class Pretrained(ModelSource):
     config: Config
 
     @override
-    def check(self) -> None:
-        """Refuse a folder that is not there, or that holds no safetensors."""
+    def check(self, max_length: int) -> None:
+        """And a folder that is not there, or that holds no safetensors."""
         check_folder(self.config.path, "model.path")
         folder = Path(self.config.path).expanduser()
         if folder.is_dir() and not list(folder.glob("*.safetensors")):
             raise ConfigError(
                 "model.path", self.config.path, "a folder with *.safetensors", "Save the model with safetensors."
             )
+        super().check(max_length)
+
+    @override
+    def positions(self) -> int | None:
+        c = self.config
+        folder = Path(c.path).expanduser()
+        with told_about("model.path", c.path, "a folder or hub id with a config.json"):
+            if folder.is_dir():  # without transformers, whose import takes seconds
+                content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            else:
+                from transformers import PretrainedConfig
+
+                content, _ = PretrainedConfig.get_config_dict(c.path, revision=c.revision)
+            if not isinstance(content, dict):
+                raise ValueError("its config.json holds no JSON object")
+        return positions(content)
 
     @override
     def digest(self, seed: int) -> str:
@@ -106,8 +124,8 @@ class Pretrained(ModelSource):
 def files_digest(path: str, key: str, some_file: str, revision: str | None = None) -> str:
     """A hexadecimal SHA-256 of the files that a model or a tokenizer is read from.
 
-    Of a local folder it takes their names and contents; of a hub id the id and the commit of `some_file`, which the
-    cache tells where there is no network. ConfigError where there is no such file.
+    Of a local folder it takes their names and contents; of a hub id the id and the commit of `some_file`, which without
+    a network the cache tells. ConfigError where there is no such file.
     """
     from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -126,10 +144,8 @@ def files_digest(path: str, key: str, some_file: str, revision: str | None = Non
 
 def check_folder(path: str, key: str) -> None:
     """Refuse what looks like a local path and does not exist; `name` and `owner/name` may be hub ids."""
-    expanded = Path(path).expanduser()
     local_form = path.startswith((".", "/", "~")) or path.count("/") > 1 or path.endswith("/")
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    if not expanded.is_dir() and (local_form or offline):
+    if local_form and not Path(path).expanduser().is_dir():
         raise ConfigError(key, path, "a folder that exists, or a hub id `owner/name`", "Check the path.")
 
 

@@ -62,8 +62,8 @@ class Scratch(ModelSource):
     config: Config
 
     @override
-    def check(self) -> None:
-        """Refuse an unknown architecture, and a tokenizer folder that is not there."""
+    def check(self, max_length: int) -> None:
+        """And an unknown architecture, and a tokenizer folder that is not there."""
         arch, known = self.config.arch, causal_lm_types()
         if arch not in known:
             close = difflib.get_close_matches(arch, known, n=1)
@@ -75,6 +75,11 @@ class Scratch(ModelSource):
             )
         if self.config.tokenizer not in OWN_TOKENIZERS:
             check_folder(self.config.tokenizer, "model.tokenizer")
+        super().check(max_length)
+
+    @override
+    def positions(self) -> int | None:
+        return self.config.max_position_embeddings
 
     @override
     def digest(self, seed: int) -> str:

@@ -1,9 +1,12 @@
 """What is known of a model before it is made: where it comes from, how many positions it has."""
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 
+from orpo_exp.models.attention import positions
 from orpo_exp.models.base import Attention
 from orpo_exp.models.pretrained import Pretrained
 from orpo_exp.models.scratch import Scratch
@@ -99,3 +102,55 @@ def test_the_digest_of_random_weights_is_that_of_what_they_are_drawn_from(tmp_pa
     a, copy, b = (scratch(tokenizer=str(tmp_path / name)).digest(seed=0) for name in ("a", "copy of a", "b"))
     assert a == copy
     assert a not in (b, before)
+
+
+@pytest.mark.parametrize(
+    ("config", "limit"),
+    [
+        ({"max_position_embeddings": 64}, 64),
+        ({"n_positions": 64, "n_ctx": 32}, 64),
+        ({"n_ctx": 64}, 64),
+        ({"max_seq_len": 64}, 64),
+        ({"model_type": "bloom", "n_positions": None}, None),
+        ({"max_position_embeddings": 64, "rope_scaling": {"type": "linear", "factor": 4.0}}, 256),
+        ({"max_position_embeddings": 64, "rope_scaling": {"factor": 4.0, "original_max_position_embeddings": 32}}, 128),
+        ({"max_position_embeddings": 64, "rope_scaling": {"factor": 8.0, "original_max_position_embeddings": 4}}, 64),
+        ({"max_position_embeddings": 64, "rope_scaling": {"type": "longrope", "factor": None}}, 64),
+        ({"max_position_embeddings": 64, "rope_scaling": None}, 64),
+        ({"text_config": {"max_position_embeddings": 64}}, 64),
+    ],
+)
+def test_how_many_positions_a_configuration_has(config, limit):
+    assert positions(config) == limit
+
+
+def test_a_text_longer_than_the_models_positions_is_refused(folder, hub):
+    for source in (pretrained(folder), pretrained("owner/name"), scratch(max_position_embeddings=64)):
+        source.check(max_length=64)
+        with pytest.raises(ConfigError, match="at most 64") as told:
+            source.check(max_length=65)
+        assert (told.value.key, told.value.given) == ("data.max_length", 65)
+    (folder / "config.json").write_text('{"model_type": "bloom"}')
+    pretrained(folder).check(max_length=10**6)
+
+
+def test_a_model_that_is_not_in_the_cache_is_refused_without_a_network(hub):
+    with pytest.raises(ConfigError, match=r"model\.path"):
+        pretrained("owner/other").check(max_length=16)
+    assert pretrained("owner/name").prepare([], seed=0).build().model.config.hidden_size == 32
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_a_folder_whose_configuration_cannot_be_read_is_refused(folder, content):
+    (folder / "config.json").unlink()
+    if content:
+        (folder / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"model\.path"):
+        pretrained(folder).check(max_length=16)
+
+
+def test_checking_a_folder_does_not_import_transformers(folder):
+    code = "import sys; from orpo_exp.models.pretrained import Pretrained; "
+    code += f"Pretrained(Pretrained.Config(path={str(folder)!r})).check(max_length=64); "
+    code += "assert 'transformers' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
