@@ -1,7 +1,25 @@
-"""How far a model attends: what its configuration says of it, under each architecture's own names."""
+"""How a model attends: how far, and by a kernel that does all that its configuration asks for."""
 
-from collections.abc import Mapping
-from typing import Any
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from orpo_exp.schema import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+log = logging.getLogger(__name__)
+
+
+class Attention(Enum):
+    """The attention kernel, by Hugging Face's names."""
+
+    sdpa = "sdpa"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
 
 
 def positions(config: Mapping[str, Any]) -> int | None:
@@ -14,3 +32,66 @@ def positions(config: Mapping[str, Any]) -> int | None:
     scaling = text.get("rope_scaling") or {}  # some of these count the stretched positions already, some do not
     stretched = (scaling.get("factor") or 1) * scaling.get("original_max_position_embeddings", named)
     return max(named, int(stretched))
+
+
+def _narrow(text: Any) -> bool:
+    """Whether a sliding window is narrower than the longest text."""
+    limit = positions(text.to_dict())
+    return bool(text.sliding_window) and (limit is None or text.sliding_window < limit)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What the configurations of some model types may ask for and not every kernel does; `done_by`: the best first."""
+
+    model_types: tuple[str, ...]
+    what: str
+    asked: Callable[[Any], object]
+    done_by: tuple[Attention, ...]
+
+
+SDPA, EAGER, FLASH = Attention
+QWEN = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
+
+# What transformers 4.51.3 leaves out without a word, read off its source. Falcon's eager kernel adds ALiBi twice; the
+# windows of Qwen belong to some of its layers only; Moshi's needs a mask, which no layout gives.
+ASKS = (
+    Ask(("gemma2",), "attn_logit_softcapping", lambda c: c.attn_logit_softcapping, (EAGER, FLASH)),
+    Ask(("gemma3_text",), "attn_logit_softcapping", lambda c: c.attn_logit_softcapping, ()),
+    Ask(("gpt2",), "scale_attn_by_inverse_layer_idx", lambda c: c.scale_attn_by_inverse_layer_idx, (EAGER,)),
+    Ask(("gpt2",), "scale_attn_weights: false", lambda c: not c.scale_attn_weights, (EAGER,)),
+    Ask(("gpt_bigcode",), "scale_attn_weights: false", lambda c: not c.scale_attn_weights, (SDPA, EAGER)),
+    Ask(("gpt_neo",), "local attention", lambda c: "local" in c.attention_layers, (EAGER,)),
+    Ask(("falcon",), "alibi", lambda c: c.alibi, (SDPA,)),
+    Ask(QWEN, "max_window_layers", lambda c: c.use_sliding_window and c.max_window_layers and _narrow(c), (FLASH,)),
+    Ask(("jamba",), "sliding_window", _narrow, (FLASH,)),
+    Ask(("moshi",), "sliding_window", _narrow, ()),
+)
+
+
+def kernel_for(hf_config: "PretrainedConfig", chosen: Attention) -> Attention:
+    """The chosen kernel, or where that leaves out what the configuration asks for another one, said with a warning.
+
+    Raises ConfigError where no kernel does it, or only one that may not be installed. A window that is not in use is
+    taken out of the configuration: Qwen 2 and 3 are cut to it all the same.
+    """
+    text = hf_config.get_text_config(decoder=True)
+    if getattr(text, "use_sliding_window", None) is False:
+        text.sliding_window = None
+    for ask in ASKS:
+        if text.model_type not in ask.model_types or chosen in ask.done_by or not ask.asked(text):
+            continue
+        instead = next((kernel for kernel in ask.done_by if kernel is not FLASH), None)
+        if instead is None:
+            raise ConfigError(
+                "model.attention",
+                chosen.value,
+                f"with {ask.what} of {text.model_type} {' or '.join(k.value for k in ask.done_by) or 'none'}",
+                "Choose one that computes it, or another model.",
+            )
+        log.warning(
+            "model.attention=%s leaves out what the model's configuration asks for (%s): %s is used instead",
+            *(chosen.value, ask.what, instead.value),
+        )
+        chosen = instead
+    return chosen

@@ -4,26 +4,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
+from orpo_exp.models.attention import Attention, kernel_for
 from orpo_exp.registry import Registry
 from orpo_exp.schema import ConfigError, Refused, Settings, setting
 from orpo_exp.types import BuiltModel
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-class Attention(Enum):
-    """The attention kernel, by Hugging Face's names."""
-
-    sdpa = "sdpa"
-    eager = "eager"
-    flash_attention_2 = "flash_attention_2"
 
 
 @dataclass
@@ -88,8 +80,9 @@ class ModelSource(ABC):
         """The model's Hugging Face configuration; ConfigError where the vocabulary is too small for the tokenizer."""
 
     @abstractmethod
-    def model(self, hf_config: "PretrainedConfig") -> "PreTrainedModel":
-        """The causal LM in float32 unless configured otherwise, on the CPU; torch's seed draws random weights."""
+    def model(self, hf_config: "PretrainedConfig", attention: Attention) -> "PreTrainedModel":
+        """The causal LM with that kernel, in float32 unless configured otherwise, on the CPU; torch's seed draws random
+        weights."""
 
     def prepare(self, texts: Iterable[str], seed: int) -> CausalLM:
         """The tokenizer, and how to make the model; no weights are loaded. `seed` draws random weights.
@@ -98,14 +91,15 @@ class ModelSource(ABC):
         """
         tokenizer = self.tokenizer(texts)
         hf_config = self.hf_config(tokenizer)
-        return CausalLM(tokenizer, lambda: self._build(hf_config, seed))
+        attention = kernel_for(hf_config, self.config.attention)
+        return CausalLM(tokenizer, lambda: self._build(hf_config, attention, seed))
 
-    def _build(self, hf_config: "PretrainedConfig", seed: int) -> BuiltModel:
+    def _build(self, hf_config: "PretrainedConfig", attention: Attention, seed: int) -> BuiltModel:
         from orpo_exp.models.head import check_model, finish_logits
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = self.model(hf_config)
+            model = self.model(hf_config, attention)
         if self.config.gradient_checkpointing:
             with told_about("model.gradient_checkpointing", True, "false for this architecture"):
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from omegaconf import MISSING
 from typing_extensions import override
 
-from orpo_exp.models.attention import positions
+from orpo_exp.models.attention import Attention, positions
 from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, set_dropout, told_about
 from orpo_exp.schema import ConfigError
 
@@ -104,7 +104,7 @@ class Pretrained(ModelSource):
         return hf_config
 
     @override
-    def model(self, hf_config: "PretrainedConfig") -> "PreTrainedModel":
+    def model(self, hf_config: "PretrainedConfig", attention: Attention) -> "PreTrainedModel":
         import torch
         from transformers import AutoModelForCausalLM
 
@@ -115,7 +115,7 @@ class Pretrained(ModelSource):
                 config=hf_config,
                 revision=c.revision,
                 torch_dtype=getattr(torch, c.dtype.value),
-                attn_implementation=c.attention.value,
+                attn_implementation=attention.value,
                 use_safetensors=True,
                 trust_remote_code=c.trust_remote_code,
             )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
+from orpo_exp.models.attention import Attention
 from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, set_dropout, told_about
 from orpo_exp.models.pretrained import check_folder, files_digest, load_tokenizer
 from orpo_exp.models.tokenizers import BYTES_VOCABULARY, bytes_tokenizer, trained_tokenizer
@@ -100,11 +101,11 @@ class Scratch(ModelSource):
         return load_tokenizer(self.config.tokenizer, key="model.tokenizer")
 
     @override
-    def model(self, hf_config: "PretrainedConfig") -> "PreTrainedModel":
+    def model(self, hf_config: "PretrainedConfig", attention: Attention) -> "PreTrainedModel":
         from transformers import AutoModelForCausalLM
 
         with told_about("model.arch", self.config.arch, "an architecture that can be made in these sizes"):
-            return AutoModelForCausalLM.from_config(hf_config, attn_implementation=self.config.attention.value)
+            return AutoModelForCausalLM.from_config(hf_config, attn_implementation=attention.value)
 
     @override
     def hf_config(self, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":

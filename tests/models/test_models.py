@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from orpo_exp.models.base import Attention, set_dropout
+from orpo_exp.models.attention import Attention
+from orpo_exp.models.base import set_dropout
 from orpo_exp.models.head import check_model
 from orpo_exp.models.pretrained import Pretrained
 from orpo_exp.models.scratch import Scratch, causal_lm_types

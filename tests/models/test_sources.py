@@ -6,8 +6,7 @@ import sys
 
 import pytest
 
-from orpo_exp.models.attention import positions
-from orpo_exp.models.base import Attention
+from orpo_exp.models.attention import Attention, positions
 from orpo_exp.models.pretrained import Pretrained
 from orpo_exp.models.scratch import Scratch
 from orpo_exp.models.tokenizers import trained_tokenizer
