@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
+from typing_extensions import override
 
 from orpo_exp.data.base import DATA, IN_EVALUATION, DataConfig, Source, SourceData
 from orpo_exp.data.rows import PROMPT_COLUMNS, UnusableRow, parse_row
@@ -61,8 +62,8 @@ class JsonFiles(FileSource):
     def __init__(self, config: Config) -> None:
         self.config = config
 
+    @override
     def load(self, seed: int) -> SourceData:
-        """See Source."""
         c = self.config
         held_out = _read_files(c.eval_path, "data.eval_path") if c.eval_path else None
         return self.split(_read_files(c.path, "data.path"), held_out, c.eval_size, seed)
@@ -84,8 +85,8 @@ class Hub(FileSource):
     def __init__(self, config: Config) -> None:
         self.config = config
 
+    @override
     def load(self, seed: int) -> SourceData:
-        """See Source."""
         c = self.config
         rows = self._read(c.split, "data.path", c.path)
         held_out = self._read(c.eval_split, "data.eval_split", c.eval_split) if c.eval_split else None

@@ -171,7 +171,8 @@ class PairTokenizer:
                 rendered.append((pair, self.render(pair)))
             except UnusableRow as reason:
                 unusable.append((pair.row, str(reason)))
-        texts = [text for _, of_pair in rendered for text in of_pair]  # all at once, in threads of the tokenizer's own
+        # all texts at once, three for each pair: the tokenizer spreads them over threads; out come as many lists of ids
+        texts = [text for _, of_pair in rendered for text in of_pair]
         encoded = iter(self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else [])
         for pair, _ in rendered:
             try:
@@ -181,7 +182,7 @@ class PairTokenizer:
         return usable, unusable
 
     def render(self, pair: PreferencePair) -> tuple[str, str, str]:
-        """Prompt and answers as text; UnusableRow where the chat template refuses the turns or rewrites the prompt."""
+        """Turns -> text, three times; UnusableRow where the chat template refuses the turns or rewrites the prompt."""
         if isinstance(pair.prompt, str):
             return pair.prompt, pair.chosen, pair.rejected
         turns = list(pair.prompt)
@@ -200,7 +201,7 @@ class PairTokenizer:
     def assemble(
         self, pair: PreferencePair, prompt: list[int], chosen: list[int], rejected: list[int]
     ) -> TokenizedPair:
-        """Put EOS and BOS in place and truncate the ids; UnusableRow where nothing usable is left."""
+        """Lists of ids -> int32 tensors, EOS and BOS in place, truncated; UnusableRow where nothing usable is left."""
         prompt = prompt if prompt[:1] == self.prefix else self.prefix + prompt
         if not prompt:
             raise UnusableRow("no prompt")
@@ -215,7 +216,7 @@ class PairTokenizer:
             raise UnusableRow("chosen and rejected are the same as tokens, or as far as max_length reaches")
         if len(self.prefix) < kept_prompt < len(prompt):
             prompt = self.prefix + prompt[len(prompt) - kept_prompt + len(self.prefix) :]
-        ids = [torch.tensor(part, dtype=torch.int32) for part in (prompt[-kept_prompt:], chosen, rejected)]
+        ids = [torch.tensor(part, dtype=torch.int32) for part in (prompt[-kept_prompt:], chosen, rejected)]  # (tokens,)
         return TokenizedPair(pair.row, ids[0], ids[1], ids[2])
 
     def _end(self, answer: list[int]) -> list[int]:

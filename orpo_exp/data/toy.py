@@ -8,6 +8,8 @@ import hashlib
 import random
 from dataclasses import dataclass
 
+from typing_extensions import override
+
 from orpo_exp.data.base import DATA, DataConfig, Source, SourceData
 from orpo_exp.schema import setting
 from orpo_exp.types import PreferencePair
@@ -137,7 +139,8 @@ class Toy(Source):
     def __init__(self, config: Config) -> None:
         self.config = config
 
+    @override
     def load(self, seed: int) -> SourceData:
-        """See Source. The seed decides which tasks come, not which prompts are held out."""
+        """The seed decides which tasks come, not which prompts are held out."""
         tasks = Tasks(seed, self.config.order_share)
         return SourceData(train=tasks, size=None, held_out=tasks.held_out(self.config.eval_pairs))
