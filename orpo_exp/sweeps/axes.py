@@ -1,4 +1,4 @@
-"""What a sweep's pictures share: panels, colours of values, names along an axis."""
+"""What a sweep's pictures share: colours of values, names along an axis."""
 
 import math
 from collections.abc import Sequence
@@ -6,25 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 from orpo_exp.sweeps.conditions import as_number
 from orpo_exp.sweeps.results import NOWHERE, Group, ordered
-from orpo_exp.tracking.plots import BLUE, GREEN, INK, VERMILION
+from orpo_exp.tracking.plots import BLUE, GREEN, INK, VERMILION, format_values
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 WORDS = (BLUE, VERMILION, GREEN, "#CC79A7", "#E69F00", "#56B4E9", INK)  # Okabe and Ito; for values without an order
 DASHES = ("-", "--", ":", "-.")
+LEGEND = 0.6  # inches below the panels
 LONG = 28  # characters of tick labels that fit side by side below a panel
-
-
-def new_figure(panels: int) -> tuple["Figure", list["Axes"]]:
-    """A figure and its panels, four of them in a square."""
-    from matplotlib.figure import Figure  # without pyplot: no window, nothing global
-
-    columns = 2 if panels == 4 else min(panels, 3)
-    rows = math.ceil(panels / columns)
-    figure = Figure(figsize=(4.4 * columns, 3.2 * rows + 0.4), layout="constrained")
-    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
 
 
 def numeric(values: Sequence[str]) -> bool:
@@ -62,10 +52,3 @@ def name_ticks(ax: "Axes", values: Sequence[str]) -> None:
     ax.set_xlim(-0.6, len(values) - 0.4)
     ax.grid(False, axis="x")
     format_values(ax)
-
-
-def format_values(ax: "Axes") -> None:
-    """Plain numbers along the vertical axis."""
-    from matplotlib.ticker import StrMethodFormatter
-
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.5g}"))

@@ -6,19 +6,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orpo_exp.sweeps.axes import colours, format_values, name_ticks, new_figure, numeric, values_of
+from orpo_exp.sweeps.axes import LEGEND, colours, name_ticks, numeric, values_of
 from orpo_exp.sweeps.conditions import as_number
+from orpo_exp.sweeps.curves import learning_curves
 from orpo_exp.sweeps.report import columns
 from orpo_exp.sweeps.results import Group, Results
 from orpo_exp.tracking.console import number
-from orpo_exp.tracking.jsonl import FILE, read_metrics
-from orpo_exp.tracking.plots import BLUE, INK, STYLE, along_axis, heading, series
+from orpo_exp.tracking.plots import BLUE, INK, along_axis, drawing, heading, new_figure, write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_PANELS = 9
 PICTURES = ("metrics", "further_metrics", "heat_map", "learning_curves")
 
 
@@ -28,15 +27,13 @@ def draw_sweep(results: Results, metric: str, folder: Path) -> dict[Path, str]:
     metric: the one that decides; it comes first, and a heat map shows it alone. Pictures of an earlier summary that
     are not drawn again are removed.
     """
-    import matplotlib
-
     groups, keys = results.groups, results.keys
     main = columns(results, metric)
     others = sorted(results.measured - set(main))
     # not what was asked for, as lambda is where no schedule has moved it
     further = [name for name in others if varies(groups, name) and not is_setting(groups, name)]
     pictures: dict[str, tuple[Figure, str]] = {}
-    with matplotlib.rc_context(STYLE):
+    with drawing():
         if main and len(keys) <= 2:
             axis, lines = axis_and_lines(results)
             text = f"by `{axis or 'seed'}`" + (f", a colour for each `{lines}`" if lines else "")
@@ -63,7 +60,7 @@ def draw_sweep(results: Results, metric: str, folder: Path) -> dict[Path, str]:
                 (folder / f"{old}.png").unlink(missing_ok=True)
         for name, (figure, _) in pictures.items():
             beside = folder / f".{name}.png"
-            figure.savefig(beside, format="png")
+            write(figure, beside)
             beside.replace(folder / f"{name}.png")
     return {folder / f"{name}.png": text for name, (_, text) in pictures.items()}
 
@@ -96,7 +93,7 @@ def axis_and_lines(results: Results) -> tuple[str | None, str | None]:
 def against(results: Results, axis: str | None, lines: str | None, metrics: Sequence[str]) -> "Figure":
     """A panel for each metric: every seed's final value, the means and their intervals, along `axis`."""
     groups = results.groups
-    figure, panels = new_figure(len(metrics))
+    figure, panels = new_figure(len(metrics), LEGEND)
     values = values_of(groups, axis)
     styles = colours(values_of(groups, lines)) if lines else {"": {"color": BLUE}}
     for ax, name in zip(panels, metrics, strict=True):
@@ -138,20 +135,23 @@ def draw_settings(
     """At each place a setting's seeds as dots, left by `beside`, and their mean as a diamond with its bar.
 
     join: draw a line through the means."""
-    means = []
+    means, dots, bars = [], [], []
     for place, group in zip(places, groups, strict=True):
         found = group.estimate(metric)
         assert found is not None
         means.append(found.mean)
         seeds = list(group.values(metric).values())
         middle = (len(seeds) - 1) / 2  # side by side, left of their bar
-        spread = [place + beside * (-1 + 0.4 * (i - middle) / max(middle, 1)) for i in range(len(seeds))]
-        ax.plot(spread, seeds, "o", color=style["color"], alpha=0.6, markersize=4, markeredgewidth=0, zorder=3)
+        dots += [(place + beside * (-1 + 0.4 * (i - middle) / max(middle, 1)), seed) for i, seed in enumerate(seeds)]
         if found.low is not None and found.high is not None:
-            bars = [[found.mean - found.low], [found.high - found.mean]]
-            ax.errorbar([place], [found.mean], bars, color=style["color"], linewidth=1.4, capsize=3, zorder=4)
+            bars.append((place, found.mean, found.mean - found.low, found.high - found.mean))
+    colour = style["color"]
+    ax.plot(*zip(*dots, strict=True), "o", color=colour, alpha=0.6, markersize=4, markeredgewidth=0, zorder=3)
+    if bars:
+        at, middles, down, up = zip(*bars, strict=True)
+        ax.errorbar(at, middles, (down, up), fmt="none", ecolor=colour, elinewidth=1.4, capsize=3, zorder=4)
     dashes = style.get("linestyle", "-") if join else ""
-    ax.plot(places, means, "D", linestyle=dashes, color=style["color"], markersize=5, linewidth=1.2, zorder=5,
+    ax.plot(places, means, "D", linestyle=dashes, color=colour, markersize=5, linewidth=1.2, zorder=5,
             markeredgecolor="white", markeredgewidth=0.7)  # fmt: skip
 
 
@@ -203,64 +203,10 @@ def heat_map(results: Results, across: str | None, down: str | None, metric: str
     return figure
 
 
-def learning_curves(results: Results, axis: str | None, lines: str | None, metrics: Sequence[str]) -> "Figure | None":
-    """Evaluations against steps, a colour for each value of `axis`; a panel for each metric or, with two keys, for each
-    value of the other one. None where there would be no line or too many panels."""
-    groups = results.groups
-    records = {
-        point.folder: [r for r in read_metrics(point.folder / FILE) if r["split"] == "eval"]
-        for point in results.counted
-    }
-    others = values_of(groups, lines)
-    panels = [(metrics[0], other) for other in others] if lines else [(metric, "") for metric in metrics]
-    if len(panels) > MOST_PANELS or not any(len(evaluations) > 1 for evaluations in records.values()):
-        return None
-    figure, axes = new_figure(len(panels))
-    styles = colours(values_of(groups, axis)) if axis else {"": {"color": BLUE}}
-    for ax, (metric, other) in zip(axes, panels, strict=True):
-        for group in groups:
-            if lines and group.setting[lines] != other:
-                continue
-            style = styles[group.setting[axis] if axis else ""]
-            seeds = [dict(zip(*series(records[point.folder], metric), strict=True)) for point in group.points]
-            if len(seeds) > 1:
-                for seed in seeds:
-                    ax.plot(list(seed), list(seed.values()), linewidth=0.6, alpha=0.35, **style)
-            steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
-            means = [statistics.fmean(seed[step] for seed in seeds) for step in steps]
-            ax.plot(steps, means, linewidth=1.8, **style)
-        about = results.metric(metric)
-        ax.set_title(f"{lines}={other}" if lines else heading(about))
-        ax.set(xlabel="optimizer step", ylabel=along_axis(metric, about))
-        format_values(ax)
-        leave_out_the_start(ax)
-    if lines:
-        low, high = min(ax.get_ylim()[0] for ax in axes), max(ax.get_ylim()[1] for ax in axes)
-        for ax in axes:
-            ax.set_ylim(low, high)
-    if axis:
-        from matplotlib.lines import Line2D
-
-        handles = [Line2D([], [], linewidth=1.8, label=value, **style) for value, style in styles.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 8), title=axis)
-    return figure
-
-
-def leave_out_the_start(ax: "Axes") -> None:
-    """Fit the vertical axis to what comes after the first evaluation, where the fall from it hides the rest."""
-    heights = [list(map(float, line.get_ydata())) for line in ax.lines]  # type: ignore[arg-type]
-    whole = [height for line in heights for height in line]
-    later = [height for line in heights for height in line[1:]]
-    if later and max(later) - min(later) < 0.5 * (max(whole) - min(whole)):
-        room = 0.06 * (max(later) - min(later)) or 0.05
-        ax.set_ylim(min(later) - room, max(later) + room)
-        ax.set_title(f"{ax.get_title(loc='left')}\n(the start lies outside the frame)")
-
-
 def main_effects(results: Results, metric: str) -> "Figure":
     """A panel for each key: grey lines hold all other keys, blue is the mean over them."""
     groups, about = results.groups, results.metric(metric)
-    figure, panels = new_figure(len(results.keys))
+    figure, panels = new_figure(len(results.keys), LEGEND)
     for ax, key in zip(panels, results.keys, strict=True):
         values = values_of(groups, key)
         rest: dict[tuple[str, ...], dict[int, float]] = {}

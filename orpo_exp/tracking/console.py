@@ -61,7 +61,7 @@ class ConsoleTracker(Tracker):
         self._last_line = (0, -float("inf"))  # step and time of the last progress line
         self._origin: tuple[int, float] | None = None  # step and time that speed is measured from
         # a resumed run compares with what was there before its training began, not before it went on
-        self._evaluations = [r for r in read_metrics(run.folder / FILE) if r["split"] == "eval"]
+        self._evaluations = read_metrics(run.folder / FILE, "eval")
 
         self._bar: Progress | None = None
         if CONSOLE.is_interactive and CONSOLE.file.isatty():

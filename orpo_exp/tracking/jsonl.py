@@ -62,14 +62,17 @@ class Jsonl(Tracker):
             self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path, split: str | None = None) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl by step, without duplicates. A null comes back as nan; no file means no records.
 
-    Of several records of one step and split the last counts. A line that a kill cut short is passed over.
+    split: what alone is looked for, None for everything. Of several records of one step and split the last counts. A
+    line that a kill cut short is passed over.
     """
     records: dict[tuple[int, str], dict[str, Any]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        if record := parsed(line):
+        if split is not None and f'"{split}"' not in line:  # most lines of a long run are not worth parsing
+            continue
+        if (record := parsed(line)) and split in (None, record["split"]):
             numbers = {name: math.nan if value is None else value for name, value in record.items()}
             records[record["step"], record["split"]] = numbers
     return sorted(records.values(), key=lambda record: record["step"])

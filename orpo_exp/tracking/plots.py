@@ -1,10 +1,12 @@
 """The curves of one run as pictures, drawn from its metrics.jsonl by what its result.json says that its metrics are."""
 
+import gc
 import itertools
 import json
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +23,13 @@ Records = Sequence[dict[str, Any]]
 # colours of Okabe and Ito, which every eye tells apart
 BLUE, GREEN, VERMILION, INK = "#0072B2", "#009E73", "#D55E00", "#333333"
 STYLE: Any = {  # matplotlib wants its keys as literals
-    "savefig.dpi": 150,
+    "figure.dpi": 150,
     "font.size": 9,
     "text.color": INK,
     "axes.titlesize": 10,
     "axes.titlelocation": "left",
     "axes.titlepad": 8,
+    "axes.titley": 1.0,  # else it is looked for where no tick label is, and none is up there
     "axes.labelcolor": INK,
     "axes.edgecolor": "#AAAAAA",
     "axes.spines.top": False,
@@ -121,30 +124,68 @@ def along_axis(name: str, metric: Metric) -> str:
 
 def save(path: Path, panels: Sequence[Panel], records: Records, about: Mapping[str, Metric]) -> Path:
     """Draw panels into one file."""
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        path.parent.mkdir(exist_ok=True)
-        draw(panels, records, about).savefig(path)
+    path.parent.mkdir(exist_ok=True)
+    with drawing():
+        write(draw(panels, records, about), path)
     return path
 
 
-def draw(panels: Sequence[Panel], records: Records, about: Mapping[str, Metric]) -> "Figure":
-    """Draw panels side by side, four of them in a square."""
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Draw in the house's style, without looking for garbage among what was there before: with torch half a second."""
+    gc.freeze()
+    try:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            yield
+    finally:
+        gc.unfreeze()
+
+
+def write(figure: "Figure", path: Path) -> None:
+    """Draw a figure into a PNG file: once, where savefig draws a second time for the layout alone."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    FigureCanvasAgg(figure).print_png(path, pil_kwargs={"compress_level": 3})  # hardly larger than by 6, much sooner
+
+
+def new_figure(panels: int, below: float = 0.0) -> tuple["Figure", list["Axes"]]:
+    """A figure and its panels side by side, four of them in a square. below: room for a legend, in inches."""
     from matplotlib.figure import Figure  # without pyplot: no window, nothing global
 
-    columns = 2 if len(panels) == 4 else min(len(panels), 3)
-    rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.4 * columns, 3.0 * rows), layout="constrained")
-    for i, panel in enumerate(panels):
-        draw_panel(figure.add_subplot(rows, columns, i + 1), panel, records, about)
+    columns = 2 if panels == 4 else min(panels, 3)
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(4.4 * columns, 3.0 * rows + below), layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(panels)]
+
+
+def count_steps(ax: "Axes") -> None:
+    """Whole numbers along the horizontal axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.set_xlabel("optimizer step")
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
+
+
+def format_values(ax: "Axes") -> None:
+    """A few plain numbers along the vertical axis."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    ax.yaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 2.5, 5, 10]))
+    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.5g}"))
+
+
+def draw(panels: Sequence[Panel], records: Records, about: Mapping[str, Metric]) -> "Figure":
+    """Draw panels into a figure."""
+    figure, axes = new_figure(len(panels))
+    for ax, panel in zip(axes, panels, strict=True):
+        draw_panel(ax, panel, records, about)
     return figure
 
 
 def draw_panel(ax: "Axes", panel: Panel, records: Records, about: Mapping[str, Metric]) -> None:
     """Draw one panel: training as a line, evaluations as circles, steps without a finite value as crosses below."""
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-
     train = [record for record in records if record["split"] == "train"]
     held_out = [record for record in records if record["split"] == "eval" and panel.held_out]
     metric = about[panel.curves[0][0]]
@@ -168,10 +209,9 @@ def draw_panel(ax: "Axes", panel: Panel, records: Records, about: Mapping[str, M
         steps = sorted(upper.keys() & lower.keys())
         ax.fill_between(steps, [upper[s] for s in steps], [lower[s] for s in steps], color=INK, alpha=0.07, linewidth=0)
     ax.set_title(panel.title or heading(metric))
-    label = " and ".join(name for name, _, _ in panel.curves)
-    ax.set(xlabel="optimizer step", ylabel=along_axis(label, metric))
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, min_n_ticks=1))
-    ax.yaxis.set_major_formatter(StrMethodFormatter("{x:,.5g}"))
+    ax.set_ylabel(along_axis(" and ".join(name for name, _, _ in panel.curves), metric))
+    count_steps(ax)
+    format_values(ax)
     ax.set_ylim(*panel.limits)
     last = max(1, max(record["step"] for record in records))
     ax.set_xlim(-0.03 * last, 1.03 * last)
@@ -181,7 +221,7 @@ def draw_panel(ax: "Axes", panel: Panel, records: Records, about: Mapping[str, M
     handles, labels = ax.get_legend_handles_labels()
     named = dict(zip(labels, handles, strict=True))
     if len(named) > 1:
-        ax.legend(named.values(), named.keys())
+        ax.legend(named.values(), named.keys()).set_in_layout(False)  # it lies within the panel
 
 
 def draw_train(ax: "Axes", steps: list[int], values: list[float], colour: str, label: str, smooth: bool) -> None:

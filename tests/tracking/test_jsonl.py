@@ -65,5 +65,11 @@ def test_of_two_records_of_a_step_the_last_counts_and_a_torn_line_is_passed_over
     assert read_metrics(path) == [{"step": 1, "split": "train", "a": 2}]
 
 
+def test_one_split_alone_is_read(tmp_path):
+    path = write(tmp_path, (1, "train", {"eval": 1.0}), (1, "eval", {"loss": 2.0}), (2, "train", {"loss": 3.0}))
+    assert [(r["split"], r["loss"]) for r in read_metrics(path, "eval")] == [("eval", 2.0)]
+    assert [r["step"] for r in read_metrics(path, "train")] == [1, 2]
+
+
 def test_no_file_means_no_records(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
