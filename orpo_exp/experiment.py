@@ -142,9 +142,9 @@ def train(plugin: Plugin, order: RunOrder, folder: RunFolder | None, trackers: T
     reference = REFERENCES.build(config.reference, plugin, sharing) if loss.needs_reference else None
     optimizer = OPTIMIZERS.build(config.optimizer)
     plugin.prepare(policy.build, optimizer.make, config.train.max_grad_norm)
-    plugin.seed(config.seed)
     if reference and reference.beside_policy:
         plugin.hold_reference(policy.build)
+    plugin.seed(config.seed)  # after what draws weights
 
     about = manifest(config, plugin, pairs, digest)
     checkpoint, resumed_from = ranks.from_main(lambda: find_checkpoint(order, about))

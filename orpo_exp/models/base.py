@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import nn
 
 from orpo_exp.models.attention import Attention, kernel_for
 from orpo_exp.registry import Registry
@@ -130,11 +129,6 @@ def set_dropout(config: Any, dropout: float) -> None:
     for name, value in config.to_dict().items():
         if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, int | float) and value is not True:
             setattr(config, name, dropout)
-
-
-def parameter_count(model: nn.Module) -> int:
-    """Number of parameters, shared ones counted once."""
-    return sum(p.numel() for p in model.parameters())
 
 
 MODELS: Registry[ModelSource] = Registry("model")

@@ -192,7 +192,7 @@ def settings_table(results: Results, answer: Headline) -> str:
     for group in results.groups:
         cells = [*group.setting.values(), str(len(group.points)), *(cell(group.estimate(name)) for name in metrics)]
         if answer.ranking and group is answer.ranking[0]:
-            rows.append([f"**{text}**" for text in [*cells, "best"]])
+            rows.append([f"**{text}**" if text else "" for text in [*cells, "best"]])
         else:
             rows.append([*cells, lead_cell(leads[group.name], answer.direction) if group.name in leads else ""])
     return table(rows)
