@@ -11,7 +11,6 @@ from rich.text import Text
 from orpo_exp.runs.states import State, slurm_queue, state_of
 from orpo_exp.sweeps.points import current
 from orpo_exp.sweeps.sweep_file import read_sweep
-from orpo_exp.tracking.console import silent_once_gone
 from orpo_exp.tracking.logs import CONSOLE
 
 if TYPE_CHECKING:
@@ -44,8 +43,7 @@ class Progress:
             self._next = 0.0
             self.show()
         if self._live:
-            with silent_once_gone():
-                self._live.stop()
+            self._live.stop()
 
     def show(self) -> None:
         """Bring what is shown up to date."""

@@ -40,7 +40,7 @@ class Tracker(ABC):
     essential: without it the run's numbers would be lost, so that its failure is the run's.
     """
 
-    Config: ClassVar[type[TrackerConfig]]
+    Config: ClassVar[type[TrackerConfig]] = TrackerConfig
     essential: ClassVar[bool] = False
 
     def __init__(self, config: TrackerConfig) -> None:

@@ -1,7 +1,6 @@
 """What the screen shows of a run."""
 
 import atexit
-import errno
 import io
 import json
 import math
@@ -9,8 +8,6 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from rich.text import Text
 from rich.tree import Tree
 from typing_extensions import override
 
-from orpo_exp.tracking.base import TRACKERS, RunInfo, Tracker, TrackerConfig
+from orpo_exp.tracking.base import TRACKERS, RunInfo, Tracker
 from orpo_exp.tracking.jsonl import FILE, read_metrics
 from orpo_exp.tracking.logs import CONSOLE, CONTROL, PAGES
 
@@ -49,10 +46,6 @@ class ConsoleTracker(Tracker):
 
     Where the output is no terminal it is plain lines without control characters.
     """
-
-    @dataclass
-    class Config(TrackerConfig):
-        """There is nothing to choose."""
 
     @override
     def start(self, run: RunInfo) -> None:
@@ -96,8 +89,7 @@ class ConsoleTracker(Tracker):
     def finish(self, result: Mapping[str, Any]) -> None:
         """Take the bar down and print the last page."""
         if self._bar is not None:
-            with silent_once_gone():
-                self._bar.stop()
+            self._bar.stop()
             atexit.unregister(self._bar.stop)
         status, total = str(result.get("status")), self._run.total_steps
         head = Text.assemble((status, STYLES.get(status, "bold yellow")), ending(result, total))
@@ -117,11 +109,10 @@ class ConsoleTracker(Tracker):
         """Print a page, as text where there is no terminal, and keep its text in run.log."""
         text = plain(page)
         PAGES.info("%s", text)
-        with silent_once_gone():
-            if self._bar is not None:
-                CONSOLE.print(page, crop=False)
-            else:
-                CONSOLE.print(Text(text), soft_wrap=True)
+        if self._bar is not None:
+            CONSOLE.print(page, crop=False)
+        else:
+            CONSOLE.print(Text(text), soft_wrap=True)
 
     def _progress(self, step: int, metrics: Mapping[str, float]) -> None:
         now, total = time.monotonic(), self._run.total_steps
@@ -147,19 +138,7 @@ class ConsoleTracker(Tracker):
             line = f"step {step}/{total} ({100 * step // max(total, 1)}%)  {numbers}"
             PAGES.info("%s", line)
             if self._bar is None:
-                with silent_once_gone():
-                    CONSOLE.print(Text(line), soft_wrap=True)
-
-
-@contextmanager
-def silent_once_gone() -> Iterator[None]:
-    """Fall silent where the terminal has closed, as where a pipe's reader has gone: run.log still hears everything."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno != errno.EIO:
-            raise
-        CONSOLE.on_broken_pipe()
+                CONSOLE.print(Text(line), soft_wrap=True)
 
 
 def configuration_tree(run: RunInfo) -> Tree:

@@ -1,5 +1,6 @@
 """Messages: on the screen, in run.log, which keeps what the screen said, and in the other ranks' files."""
 
+import errno
 import logging
 import os
 import re
@@ -18,7 +19,17 @@ CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Screen(Console):
-    """A console that falls silent where its reader has gone: a training does not end because `| tee` has."""
+    """A console that falls silent where its reader has gone: a training does not end because `| tee` has, nor because a
+    terminal has closed."""
+
+    @override
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError as error:
+            if error.errno != errno.EIO:  # what writing to a terminal that has closed comes to
+                raise
+            self.on_broken_pipe()
 
     @override
     def on_broken_pipe(self) -> None:
