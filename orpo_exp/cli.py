@@ -79,7 +79,7 @@ def options_of(config_dir: str | None) -> tuple[str, ...]:
 def preflight(order: RunOrder) -> SourceData:
     """Refuse what only a look at the disk can tell, before anything is made there; the data that were looked at."""
     try:
-        MODELS.build(order.config.model).check(order.config.data.max_length)
+        MODELS.build(order.config.model).check()
         return DATA.build(order.config.data).load(order.config.seed)
     except ConfigError:
         raise

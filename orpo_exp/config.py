@@ -18,7 +18,6 @@ from orpo_exp.plugins import PLUGINS, PluginConfig
 from orpo_exp.schema import (
     ConfigError,
     Settings,
-    affects_numbers,
     content_as_before,
     flat,
     numeric_content,
@@ -43,6 +42,10 @@ class SweepConfig(Settings):
 
 
 NOT_NUMERIC = {"affects_numbers": False}  # of a field that no number of a run depends on
+SPLIT = (
+    "layout",
+    "plugin",
+)  # the groups that say how work is laid out and split: which option is no part of the identity
 # What the first version's hashes covered that changes no number: in it there was one layout and one plugin. Every hash
 # goes on covering it as it was then, so that runs and sweeps of that version are found again.
 FIRST_VERSION = {"layout": {}, "choices": {"layout": "padded", "plugin": "ddp"}}
@@ -63,7 +66,7 @@ class RunConfig(Settings):
     lam_schedule: LamScheduleConfig = MISSING
     optimizer: OptimizerConfig = MISSING
     scheduler: SchedulerConfig = MISSING
-    plugin: PluginConfig = field(default=MISSING, metadata=NOT_NUMERIC)  # its precision aside
+    plugin: PluginConfig = MISSING
     tracker: dict[str, TrackerConfig] = field(default_factory=dict, metadata=NOT_NUMERIC)
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = setting(0, ge=0, lt=2**31)
@@ -80,9 +83,8 @@ class RunConfig(Settings):
     def numeric(self, whole: bool = False) -> dict[str, Any]:
         """Everything that can change a number of the run, as plain values; see `numeric_content`."""
         content: dict[str, Any] = numeric_content(self, whole)
-        content["plugin"] = {"precision": self.plugin.precision.name}
         for group in fields(self):
-            if not affects_numbers(group):
+            if group.name in SPLIT or not self.numbers_depend_on(group):
                 content["choices"].pop(group.name, None)
         for name, option in self._groups_as_before().items():
             if not whole and not content[name] and content["choices"].get(name) == option:

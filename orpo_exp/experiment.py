@@ -5,11 +5,12 @@ import errno
 import logging
 import signal
 import traceback
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orpo_exp.config import RunConfig, resolved
+from orpo_exp.config import SPLIT, RunConfig, resolved
 from orpo_exp.data import DATA
 from orpo_exp.data.order import Order
 from orpo_exp.data.tokenize import TokenizedData, prepare, training_texts
@@ -19,7 +20,7 @@ from orpo_exp.metrics import Direction
 from orpo_exp.models import MODELS, CausalLM
 from orpo_exp.optimizers import OPTIMIZERS, SCHEDULERS
 from orpo_exp.plugins import PLUGINS, Place, Plugin, Which
-from orpo_exp.plugins.ranks import RefusedByMain
+from orpo_exp.plugins.ranks import RefusedByMain, left_afterwards
 from orpo_exp.runs.folder import RunFolder, package_versions
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.runs.resuming import find_checkpoint, has_work
@@ -62,15 +63,14 @@ def run_rank(place: Place, order: RunOrder) -> int:
 def run(order: RunOrder, place: Place | None = None) -> RunResult:
     """Run one rank of a run, by default the only one, from where it stands to its end.
 
-    Nothing is raised but by a second Ctrl-C: the result, the main rank's result.json and the log say how it ended.
-    Handlers of signals and messages and the process group are put back as they were.
+    Nothing is raised but by a second Ctrl-C while the end is written: the result, the main rank's result.json and the
+    log say how it ended. Handlers of signals and messages and the process group are put back as they were.
     """
     place = place or Place()
     main, result = place.rank == 0, RunResult(order.folder)
     trackers = Trackers([])
-    plugin: Plugin | None = None
     folder: RunFolder | None = None
-    with Messages(place.rank) as messages:
+    with Messages(place.rank) as messages, left_afterwards(), ExitStack() as to_the_end:
         try:
             plugin = PLUGINS.build(order.config.plugin, place)
             result.folder = Path(plugin.ranks.exchange(str(order.folder))[0])
@@ -84,7 +84,7 @@ def run(order: RunOrder, place: Place | None = None) -> RunResult:
                     folder.begin(order, place.world_size)
                 plugin.ranks.barrier()
                 messages.keep(order.folder)
-                train(plugin, order, folder, trackers, result)
+                train(plugin, order, folder, trackers, result, to_the_end)
         except KeyboardInterrupt:
             result.status, result.error, result.code = "interrupted", "stopped by the user", STOPPED + signal.SIGINT
         except Stopped as stopped:
@@ -104,13 +104,11 @@ def run(order: RunOrder, place: Place | None = None) -> RunResult:
                 log.debug("where it happened", exc_info=True)
             else:
                 log.exception("the run failed")
-        finally:  # written down before the ranks part, in which one can hang
-            if folder:
-                write_end(folder, trackers, result)
-            if main and result.code not in (COMPLETED, REFUSED):
-                log.warning("To go on with this run: %s", order.resume_command)
-            if plugin:
-                plugin.ranks.leave()
+        # written down before the ranks part, in which one can hang
+        if folder:
+            write_end(folder, trackers, result)
+        if main and result.code not in (COMPLETED, REFUSED):
+            log.warning("To go on with this run: %s", order.resume_command)
     return result
 
 
@@ -123,16 +121,25 @@ def write_end(folder: RunFolder, trackers: Trackers, result: RunResult) -> None:
     trackers.finish(folder.result)
 
 
-def train(plugin: Plugin, order: RunOrder, folder: RunFolder | None, trackers: Trackers, result: RunResult) -> None:
+def train(
+    plugin: Plugin,
+    order: RunOrder,
+    folder: RunFolder | None,
+    trackers: Trackers,
+    result: RunResult,
+    to_the_end: ExitStack,
+) -> None:
     """Load, go on where the last checkpoint stands, train, evaluate, save; what it comes to goes into `result`.
 
-    folder: on the main rank alone.
+    folder: on the main rank alone. to_the_end: signals are listened to until its block ends, for what ends a process, a
+    launcher's own handlers too, would cut into the writing.
     """
     config, ranks = order.config, plugin.ranks
     data = order.data or DATA.build(config.data).load(config.seed)
     source = MODELS.build(config.model)
     policy = source.prepare(training_texts(data), config.seed)
     pairs = prepare(data, policy.tokenizer, config.data.max_length, config.data.min_prompt_length)
+    pairs = pairs.within(source.positions())
     digest = ranks.from_main(lambda: source.digest(config.seed))
 
     steps = Order(pairs.size, config.train.global_batch_size, config.seed)
@@ -172,30 +179,30 @@ def train(plugin: Plugin, order: RunOrder, folder: RunFolder | None, trackers: T
         stop=StopRequest(),
         note_step=lambda step: folder.note(steps=step) if folder else None,
     )
-    with loop.stop.listening():  # to the end: a launcher's own handlers would cut into the writing
-        if reference:
-            seen = max_steps * config.train.global_batch_size if pairs.size is None else pairs.size
-            reference.begin(pairs, seen, loop.stop)
-        before = answers(plugin, policy, pairs, config)
-        if checkpoint:
-            loop.resume(Path(checkpoint))
-            log.info("resumed at step %d of %d, from %s", loop.step, max_steps, checkpoint)
-        loop.run()
-        result.metrics = loop.eval_metrics
-        memory = ranks.peak_memory_bytes()
-        if folder:
-            folder.note(steps=loop.step, eval=loop.eval_metrics, peak_memory_bytes=memory, **loop.speed.overall())
-        if loop.stopped_by:
-            name = signal.Signals(loop.stopped_by).name
-            log.warning("Stopped by %s after step %d of %d; everything is saved.", name, loop.step, max_steps)
-            raise Stopped(loop.stopped_by)
-        after = answers(plugin, policy, pairs, config)
-        plugin.save_weights(order.folder / "model")
-        if folder:
-            policy.tokenizer.save_pretrained(order.folder / "model")
-            answered = {"before training": before, "after training": after}
-            write_samples(order.folder / "samples.md", pairs.texts[: config.train.samples], answered)
-            draw_plots(order.folder)
+    to_the_end.enter_context(loop.stop.listening())
+    if reference:
+        seen = max_steps * config.train.global_batch_size if pairs.size is None else pairs.size
+        reference.begin(pairs, seen, order.folder, loop.stop)
+    before = answers(plugin, policy, pairs, config)
+    if checkpoint:
+        loop.resume(Path(checkpoint))
+        log.info("resumed at step %d of %d, from %s", loop.step, max_steps, checkpoint)
+    loop.run()
+    result.metrics = loop.eval_metrics
+    memory = ranks.peak_memory_bytes()
+    if folder:
+        folder.note(steps=loop.step, eval=loop.eval_metrics, peak_memory_bytes=memory, **loop.speed.overall())
+    if loop.stopped_by:
+        name = signal.Signals(loop.stopped_by).name
+        log.warning("Stopped by %s after step %d of %d; everything is saved.", name, loop.step, max_steps)
+        raise Stopped(loop.stopped_by)
+    after = answers(plugin, policy, pairs, config)
+    plugin.save_weights(order.folder / "model")
+    if folder:
+        policy.tokenizer.save_pretrained(order.folder / "model")
+        answered = {"before training": before, "after training": after}
+        write_samples(order.folder / "samples.md", pairs.texts[: config.train.samples], answered)
+        draw_plots(order.folder)
     result.status, result.code = "completed", COMPLETED
 
 
@@ -206,8 +213,8 @@ def manifest(config: RunConfig, plugin: Plugin, pairs: TokenizedData, model_dige
     split = {
         "ranks": plugin.ranks.world_size,
         "micro_batch_size": config.train.micro_batch_size,
-        **{group: config.choices.get(group) for group in ("plugin", "layout")},
-        **{f"{group}.{key}": value for group in ("plugin", "layout") for key, value in whole[group].items()},
+        **{group: config.choices.get(group) for group in SPLIT},
+        **{f"{group}.{key}": value for group in SPLIT for key, value in whole[group].items()},
     }
     return {
         "plugin": plugin.checkpoint_form,

@@ -76,6 +76,11 @@ class Settings:
     Raises ConfigError with the field's own name as key; whoever knows the group puts it in front.
     """
 
+    @classmethod
+    def numbers_depend_on(cls, field: "dataclasses.Field[Any]") -> bool:
+        """Whether a field can change what a run computes."""
+        return bool(field.metadata.get("affects_numbers", True))
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -95,8 +100,8 @@ def numeric_content(config: Any, whole: bool = False) -> Any:
     Fields that were added later are left out while they have the value that means "as before", unless it is to be
     `whole`.
     """
-    if dataclasses.is_dataclass(config):
-        values = {f: getattr(config, f.name) for f in dataclasses.fields(config) if affects_numbers(f)}
+    if isinstance(config, Settings):
+        values = {f: getattr(config, f.name) for f in dataclasses.fields(config) if config.numbers_depend_on(f)}
         kept = {f: value for f, value in values.items() if whole or value != f.metadata.get("as_before", ...)}
         return {f.name: numeric_content(value, whole) for f, value in kept.items()}
     if isinstance(config, dict):
@@ -110,23 +115,18 @@ def content_as_before(config: Any) -> dict[str, Any]:
     """The fields that were added later, each with the value that means "as before", nested as in the configuration."""
     content: dict[str, Any] = {}
     for name, value, mark in _members(config):
-        if dataclasses.is_dataclass(value) or isinstance(value, dict):
-            content[name] = content_as_before(value)
-        elif mark is not ...:
+        if mark is not ... and not dataclasses.is_dataclass(value):
             content[name] = numeric_content(mark)
+        elif dataclasses.is_dataclass(value) or isinstance(value, dict):
+            content[name] = content_as_before(value)
     return content
-
-
-def affects_numbers(field: "dataclasses.Field[Any]") -> bool:
-    """Whether a number of the run can depend on a field."""
-    return bool(field.metadata.get("affects_numbers", True))
 
 
 def _members(config: Any) -> list[tuple[str, Any, Any]]:
     """Name, value and `as_before` mark (... for none) of what is in a configuration."""
     if isinstance(config, dict):
         return [(str(key), value, ...) for key, value in config.items()]
-    found = [f for f in dataclasses.fields(config) if affects_numbers(f)]
+    found = [f for f in dataclasses.fields(config) if config.numbers_depend_on(f)]
     return [(f.name, getattr(config, f.name), f.metadata.get("as_before", ...)) for f in found]
 
 

@@ -18,8 +18,9 @@ from support import order_of
 from orpo_exp import experiment
 from orpo_exp.launchers.server import PRELOADED
 from orpo_exp.plugins.colossal import colossalai_imported
+from orpo_exp.plugins.ddp import DDP
 from orpo_exp.plugins.processes import Place
-from orpo_exp.plugins.ranks import Ranks
+from orpo_exp.plugins.ranks import Ranks, left_afterwards
 
 RUN = [
     "+experiment=orpo", "model=tiny", "data=json", "data.path=pairs.jsonl", "data.eval_size=4", "train.epochs=1",
@@ -79,16 +80,26 @@ def test_a_run_that_fails_says_so_and_leaves_nothing_either(tmp_path, pairs_file
     assert not logging.getLogger("orpo_exp").handlers
 
 
+def test_a_plugin_that_cannot_be_made_leaves_nothing_either(tmp_path, pairs_file, monkeypatch, capsys):
+    def failing(self, config, place):
+        super(DDP, self).__init__(config, place)
+        raise RuntimeError("no such library")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DDP, "__init__", failing)
+        assert experiment.run(replace(order_of(*RUN), folder=tmp_path / "run")).code == 1
+    assert not dist.is_initialized()
+    assert experiment.run(replace(order_of(*RUN), folder=tmp_path / "run")).code == 0
+
+
 def test_the_ranks_of_a_run_know_its_replicas():
     """One rank by itself: what it says is what is heard."""
-    ranks = Ranks(Place(), torch.device("cpu"))
-    try:
+    with left_afterwards():
+        ranks = Ranks(Place(), torch.device("cpu"))
         assert (ranks.replica, ranks.replicas, ranks.is_main) == (0, 1, True)
         given = torch.tensor([1.5, 2.0], dtype=torch.float64)
         assert ranks.sum(given).equal(given)
         assert [part.tolist() for part in ranks.gather(torch.tensor([3, 4]))] == [[3, 4]]
         assert (ranks.largest(7), ranks.everywhere(True), ranks.everywhere(False)) == (7, True, False)
         assert ranks.exchange("prompt ü") == ["prompt ü"]
-    finally:
-        ranks.leave()
     assert not dist.is_initialized()

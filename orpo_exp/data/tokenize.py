@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 
 from orpo_exp.data.base import IN_EVALUATION, SourceData
 from orpo_exp.data.rows import UnusableRow
-from orpo_exp.schema import Refused
+from orpo_exp.schema import ConfigError, Refused
 from orpo_exp.types import PreferencePair, TokenizedPair
 
 # For conversations where the tokenizer has no template of its own: the speaker's name before each turn.
@@ -45,6 +45,27 @@ class TokenizedData:
     skipped: dict[str, list[int]]
     truncated: int
     max_length: int
+
+    def within(self, positions: int | None) -> "TokenizedData":
+        """The same for a model of so many positions, None for no limit. ConfigError where a pair is longer than that.
+
+        An endless source is looked at as it is drawn from.
+        """
+        if positions is None or self.max_length <= positions:
+            return self
+
+        def checked(pairs: list[TokenizedPair]) -> list[TokenizedPair]:
+            for pair in pairs:
+                longest = len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))
+                if longest > positions:
+                    allowed = f"at most {positions}, the model's positions: row {pair.row} has {longest} tokens"
+                    raise ConfigError("data.max_length", self.max_length, allowed, "Lower it, or take another model.")
+            return pairs
+
+        checked(self.held_out)
+        checked(self.train(range(self.size or 0)))
+        train = self.train if self.size is not None else lambda wanted: checked(self.train(wanted))
+        return dataclasses.replace(self, train=train, max_length=positions)
 
     def other_than(self, pair: TokenizedPair) -> TokenizedPair | None:
         """A training pair that is another one, None where there is none."""

@@ -2,16 +2,14 @@
 
 import multiprocessing
 import os
-import sys
+import signal
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import FrameType
 
 import torch
 from typing_extensions import override
@@ -20,10 +18,11 @@ from orpo_exp.launchers import server
 from orpo_exp.launchers.base import LAUNCHERS, Launcher, LauncherConfig
 from orpo_exp.launchers.job import Entry, Job
 from orpo_exp.plugins import Place, start_ranks
+from orpo_exp.plugins.processes import handed_on, send, shell_code
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.schema import ConfigError, setting
-from orpo_exp.signals import handled
 from orpo_exp.sweeps.progress import Progress
+from orpo_exp.tracking.logs import CONSOLE
 
 MOST_ON_CPU = 8  # points at a time, where cores abound: each has memory and start-up of its own
 POLL_SECONDS = 0.2
@@ -85,21 +84,31 @@ class Local(Launcher):
         waiting, free = deque(orders), self.slots(orders)
         running: dict[BaseProcess, tuple[RunOrder, Slot]] = {}
         ended: dict[str, int] = {}
-        start_server()
-        with handed_on(running) as received, Progress(folder) as progress:
-            while running or (waiting and not received):
-                while waiting and free and not received:
-                    order, slot = waiting.popleft(), free.pop(0)
-                    running[start(Job(entry, order, folder), slot, order, log_file(folder, order))] = order, slot
-                for process in [process for process in running if process.exitcode is not None]:
-                    order, slot = running.pop(process)
-                    free.append(slot)
-                    ended[order.folder.name] = shell_code(process.exitcode or 0)
-                progress.show()
-                time.sleep(POLL_SECONDS)
+        said = False
+        with Progress(folder) as progress, handed_on(running) as received:
+            try:
+                while running or (waiting and not received):
+                    while waiting and free and not received:
+                        order, slot = waiting.popleft(), free.pop(0)
+                        process = start(Job(entry, order, folder), slot, order, log_file(folder, order))
+                        running[process] = order, slot
+                        for number in received:  # while it was being started
+                            send(process, number)
+                    for process in [process for process in running if process.exitcode is not None]:
+                        order, slot = running.pop(process)
+                        free.append(slot)
+                        ended[order.folder.name] = shell_code(process.exitcode or 0)
+                    if received and not said:
+                        said = True
+                        CONSOLE.print("stopping: the running points save first; Ctrl-C again ends them at once")
+                    progress.show()
+                    time.sleep(POLL_SECONDS)
+            finally:
+                for process in running:  # none where all went well
+                    send(process, signal.SIGTERM)
         for name, code in ended.items():
             if code and not received:
-                print(f"{name} ended with exit code {code}: {folder / 'logs' / name}.log")
+                CONSOLE.print(f"{name} ended with exit code {code}: {folder / 'logs' / name}.log", soft_wrap=True)
         return 128 + received[0] if received else max(ended.values(), default=0)
 
     def slots(self, orders: Sequence[RunOrder]) -> list[Slot]:
@@ -116,13 +125,23 @@ class Local(Launcher):
 
 
 def start_server() -> None:
-    """Start the process that points are forked from, unless it runs already."""
+    """Start the process that points are forked from, unless it runs already.
+
+    It gets none of the signals that the terminal sends to all: points hear of them through the launcher.
+    """
+    for stream in range(3):  # where one is closed, a file of the server's own would take its place
+        try:
+            os.fstat(stream)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     multiprocessing.get_context("forkserver").set_forkserver_preload([server.__name__])
     former = {name: os.environ.get(name) for name in CLEAN}
     os.environ.update(CLEAN)
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, server.OF_THE_TERMINAL)
     try:
         forkserver.ensure_running()
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for name, value in former.items():
             if value is None:
                 del os.environ[name]
@@ -135,7 +154,11 @@ def start(job: Job, slot: Slot, order: RunOrder, log: Path) -> BaseProcess:
     ranks = slot.ranks(order)
     arguments = (job, ranks, slot.environment(ranks), log)
     process = multiprocessing.get_context("forkserver").Process(target=server.run_point, args=arguments)
-    process.start()
+    start_server()
+    try:
+        process.start()
+    except (EOFError, ConnectionError) as error:
+        raise RuntimeError("the process that points are forked from has ended; what it said stands above") from error
     return process
 
 
@@ -145,32 +168,7 @@ def log_file(folder: Path, order: RunOrder) -> Path:
     return folder / "logs" / f"{order.folder.name}.log"
 
 
-@contextmanager
-def handed_on(running: Mapping[BaseProcess, object]) -> Iterator[list[int]]:
-    """Hand the signals that end a run on to the processes for the time of the block; the list holds what has come.
-
-    A run takes a second SIGINT as: at once.
-    """
-    received: list[int] = []
-
-    def hand_on(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for process in list(running):
-            if process.pid is not None and process.exitcode is None:
-                os.kill(process.pid, number)
-        if len(received) == 1:
-            print("stopping: the running points save first; Ctrl-C again ends them at once", file=sys.stderr)
-
-    with handled(hand_on):
-        yield received
-
-
 def visible_gpus() -> list[str]:
     """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them."""
     count, given = torch.cuda.device_count(), os.environ.get("CUDA_VISIBLE_DEVICES")
     return given.split(",")[:count] if given else [str(i) for i in range(count)]
-
-
-def shell_code(code: int) -> int:
-    """An exit code in the shell's numbering: 128 + n for a process that signal n killed."""
-    return 128 - code if code < 0 else code

@@ -6,6 +6,7 @@ minds forks by itself.)
 
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from orpo_exp.plugins.colossal import colossalai_imported
 from orpo_exp.plugins.processes import end_with_parent
 
 SERVER = "ORPO_EXP_FORK_SERVER"  # the variable by which multiprocessing's fork server finds out that it is this one
+OF_THE_TERMINAL = (signal.SIGINT, signal.SIGHUP)  # what it sends to all processes in it
 PRELOADED = (
     "orpo_exp.experiment",
     "orpo_exp.tracking.plots",
@@ -33,14 +35,14 @@ PRELOADED = (
 
 
 def preload() -> None:
-    """Leave the terminal, whose signals are the launcher's, then import."""
+    """Leave the terminal, then import. What goes wrong is still said on standard error."""
     os.setsid()
-    redirect(os.open(os.devnull, os.O_RDWR), 0, 1, 2)
-    for module in PRELOADED:
-        importlib.import_module(module)
+    redirect(os.open(os.devnull, os.O_RDWR), 0, 1)
     with colossalai_imported():
-        importlib.import_module("colossalai.booster.plugin")
+        for module in (*PRELOADED, "colossalai.booster.plugin"):
+            importlib.import_module(module)
     assert not torch.cuda.is_initialized(), "what is forked from a process that uses a GPU cannot use it"
+    redirect(os.open(os.devnull, os.O_RDWR), 2)
 
 
 def run_point(job: Job, ranks: int, environment: Mapping[str, str], log: Path) -> None:
@@ -48,11 +50,12 @@ def run_point(job: Job, ranks: int, environment: Mapping[str, str], log: Path) -
 
     So Ctrl-C reaches it through the launcher alone, and exactly once. Without its launcher, it saves and stops.
     """
+    redirect(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 1, 2)
     os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_THE_TERMINAL)
     os.environ.clear()
     os.environ.update(environment)
-    torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
-    redirect(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), 1, 2)
+    torch.set_num_threads(int(environment["OMP_NUM_THREADS"].partition(",")[0]))
     end_with_parent()
     sys.exit(job.run_ranks(ranks))
 
@@ -61,7 +64,8 @@ def redirect(file: int, *streams: int) -> None:
     """Have standard streams lead to an open file."""
     for stream in streams:
         os.dup2(file, stream)
-    os.close(file)
+    if file not in streams:
+        os.close(file)
 
 
 if os.environ.pop(SERVER, None):

@@ -51,16 +51,9 @@ class ModelSource(ABC):
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
 
-    def check(self, max_length: int) -> None:
-        """Refuse with ConfigError what can be refused without loading anything, and texts longer than the model's."""
-        limit = self.positions()
-        if limit is not None and max_length > limit:
-            raise ConfigError(
-                "data.max_length",
-                max_length,
-                f"at most {limit}, the positions that this model has",
-                "Lower it, or take a model that has more (with random weights: raise model.max_position_embeddings).",
-            )
+    def check(self) -> None:
+        """Refuse with ConfigError what can be refused without loading anything."""
+        self.positions()
 
     @abstractmethod
     def positions(self) -> int | None:

@@ -49,7 +49,7 @@ class Pretrained(ModelSource):
     config: Config
 
     @override
-    def check(self, max_length: int) -> None:
+    def check(self) -> None:
         """And a folder that is not there, or that holds no safetensors."""
         check_folder(self.config.path, "model.path")
         folder = Path(self.config.path).expanduser()
@@ -57,7 +57,7 @@ class Pretrained(ModelSource):
             raise ConfigError(
                 "model.path", self.config.path, "a folder with *.safetensors", "Save the model with safetensors."
             )
-        super().check(max_length)
+        super().check()
 
     @override
     def positions(self) -> int | None:

@@ -63,7 +63,7 @@ class Scratch(ModelSource):
     config: Config
 
     @override
-    def check(self, max_length: int) -> None:
+    def check(self) -> None:
         """And an unknown architecture, and a tokenizer folder that is not there."""
         arch, known = self.config.arch, causal_lm_types()
         if arch not in known:
@@ -76,7 +76,7 @@ class Scratch(ModelSource):
             )
         if self.config.tokenizer not in OWN_TOKENIZERS:
             check_folder(self.config.tokenizer, "model.tokenizer")
-        super().check(max_length)
+        super().check()
 
     @override
     def positions(self) -> int | None:

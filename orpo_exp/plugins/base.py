@@ -1,5 +1,6 @@
 """What a plugin is: how processes share one training, and how a forward, a backward and an update are run."""
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.ranks import Ranks
@@ -69,6 +71,11 @@ class PluginConfig(Settings):
     split among ranks changes no number beyond rounding."""
 
     precision: Precision = Precision.fp32
+
+    @classmethod
+    @override
+    def numbers_depend_on(cls, field: "dataclasses.Field[Any]") -> bool:
+        return field.name == "precision"
 
 
 class Plugin(ABC):

@@ -55,7 +55,9 @@ class DDP(Plugin):
 
     @override
     def hold_reference(self, build: Build) -> None:
-        self.models[Which.held] = WholeModel(build(), self.device, self.config.precision.dtype)
+        held = WholeModel(build(), self.device, self.config.precision.dtype)
+        held.model.requires_grad_(False)
+        self.models[Which.held] = held
 
     @override
     def load(self, folder: Path, held: bool) -> None:

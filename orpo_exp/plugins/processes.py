@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -60,7 +60,7 @@ def start_ranks(count: int, entry: Callable[..., int], *arguments: Any) -> int:
     ]
     for process in ranks:
         process.start()
-    with _handed_on(ranks) as received:
+    with handed_on(ranks) as received:
         code = _wait(ranks, received)
     return code
 
@@ -97,18 +97,31 @@ def _wait(ranks: list[BaseProcess], received: list[int]) -> int:
             for process in running:
                 process.kill()
     code = code or next((p.exitcode for p in ranks if p.exitcode), 0)
-    return 128 - code if code < 0 else code  # killed by signal -code, in the shell's numbering
+    return shell_code(code)
 
 
 @contextlib.contextmanager
-def _handed_on(ranks: list[BaseProcess]) -> Iterator[list[int]]:
+def handed_on(processes: Iterable[BaseProcess]) -> Iterator[list[int]]:
+    """Hand the signals that end a run on to processes for the time of the block, to those that `processes` holds then;
+    the list holds what has come."""
     received: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for process in ranks:
-            if process.pid is not None and process.is_alive():
-                os.kill(process.pid, number)
+        for process in list(processes):
+            send(process, number)
 
     with handled(hand_on):
         yield received
+
+
+def send(process: BaseProcess, number: int) -> None:
+    """Send a signal to a process, which may have ended."""
+    if process.pid is not None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, number)
+
+
+def shell_code(code: int) -> int:
+    """An exit code in the shell's numbering: 128 + n for a process that signal n killed."""
+    return 128 - code if code < 0 else code

@@ -3,7 +3,8 @@
 import json
 import os
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -29,7 +30,7 @@ class Ranks:
     rank, world_size: this process among all. replica, replicas: this rank's replica among those that share the global
     batch. A replica may be several ranks, which hold the same numbers.
 
-    Every method but `leave` is called on all ranks in the same order. What is summed or gathered each replica says
+    Every method is called on all ranks in the same order. What is summed or gathered each replica says
     once; what decides the way of the program (is the cache there, stop, where to go on) is agreed on by all ranks.
     """
 
@@ -114,11 +115,6 @@ class Ranks:
             return self.largest(torch.cuda.max_memory_allocated(self.device))
         return self.largest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
-    def leave(self) -> None:
-        """Leave the process group, in order."""
-        if dist.is_initialized():
-            dist.destroy_process_group()
-
     def _from_all(self, values: Tensor) -> list[Tensor]:
         values = values.to(self.device)
         sizes = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world_size)]
@@ -128,6 +124,17 @@ class Ranks:
         gathered = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(gathered, padded)
         return [part[: int(size)].cpu() for part, size in zip(gathered, sizes, strict=True)]
+
+
+@contextmanager
+def left_afterwards() -> Iterator[None]:
+    """Leave the process group that is joined inside the block, whatever happens there; not one from before."""
+    before = dist.is_initialized()
+    try:
+        yield
+    finally:
+        if dist.is_initialized() and not before:
+            dist.destroy_process_group()
 
 
 def join_process_group(place: Place, backend: str) -> None:

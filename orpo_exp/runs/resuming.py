@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from orpo_exp.config import resolved
+from orpo_exp.config import SPLIT, resolved
 from orpo_exp.runs.order import AUTO, NEVER, RunOrder
 from orpo_exp.runs.states import alive, read_result, requeued_from, slurm_queue
 from orpo_exp.schema import ConfigError, Refused, flat
@@ -114,7 +114,9 @@ def differences(former: Any, order: RunOrder) -> list[str]:
     config = order.config
     was, now = config.as_before() | flat(former), flat(config.numeric(whole=True))
     idle = flat(resolved(config)).keys() - now.keys()
-    parts = {key.partition(".")[0] for key in now}
+    parts = {key.partition(".")[0] for key in now} - set(
+        SPLIT
+    )  # another plugin need not have the former one's settings
     gone = [key for key in was.keys() - now.keys() - idle if key.partition(".")[0] in parts]
     absent = object()
     return [

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
@@ -158,15 +157,9 @@ def folder_name(combination: Combination, order: RunOrder) -> str:
 
 def changes_numbers(config: RunConfig, name: str) -> bool:
     """Whether what an override of this name sets is of the kind that can change a number, whatever it is set to."""
-    part: Any = config
-    for field_name in name.split("."):
-        if not dataclasses.is_dataclass(part):
-            break
-        field = next((field for field in dataclasses.fields(part) if field.name == field_name), None)
-        if field is None or not field.metadata.get("affects_numbers", True):
-            return False
-        part = getattr(part, field_name)
-    return True
+    keys = flat(config.numeric(whole=True))
+    inside = any(key.startswith(f"{name}.") for key in keys) and "." in name
+    return name in keys or f"choices.{name}" in keys or inside
 
 
 def belongs(key: str, name: str) -> bool:

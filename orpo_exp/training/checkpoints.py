@@ -178,7 +178,11 @@ def verify(checkpoint: Path) -> dict[str, Any]:
                 f"the checkpoint {checkpoint} has format {manifest['format']}; this version reads {FORMAT}. "
                 f"Go on with the version that wrote it: {manifest.get('versions', {}).get('orpo-exp')}."
             )
-    except (OSError, KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        if missing := {"step", "settings", "versions", "plugin", "data"} - manifest.keys():
+            raise Damaged(f"the checkpoint {checkpoint} is damaged: its manifest lacks {', '.join(sorted(missing))}")
+    except Refused:
+        raise
+    except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         raise Damaged(f"the checkpoint {checkpoint} is damaged: {type(error).__name__}: {error}") from error
     return manifest
 

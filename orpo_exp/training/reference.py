@@ -29,6 +29,7 @@ from orpo_exp.types import PairLogps, Span, TokenizedPair, TokenLogps
 log = logging.getLogger(__name__)
 
 TRAIN, HELD_OUT = "train", "held_out"
+PARTS = "reference_parts"  # in the run's folder
 ROUNDS = 64  # micro-batches of each replica that are scored and kept as one part
 Draws = Callable[[], Iterator[list[TokenizedPair]]]  # all pairs of a split, some at a time, as often as it is called
 
@@ -53,10 +54,10 @@ class Reference(ABC):
     def __init__(self, config: ReferenceConfig, plugin: Plugin, sharing: Sharing) -> None:
         self.config, self.plugin, self.sharing = config, plugin, sharing
 
-    def begin(self, data: TokenizedData, train_pairs: int, stop: StopRequest) -> None:
+    def begin(self, data: TokenizedData, train_pairs: int, folder: Path, stop: StopRequest) -> None:
         """Called once before training; positions 0 .. train_pairs - 1 are those that will be trained on.
 
-        Raises Stopped where `stop` asks for it meanwhile; what is done by then is not done again.
+        Raises Stopped where `stop` asks for it meanwhile; what is done by then is kept in the run's folder.
         """
         return None
 
@@ -109,8 +110,8 @@ class Cached(Reference):
     """The starting model's log-probabilities, computed before training by the policy itself and kept on disk.
 
     The file's name is a fingerprint of all tokens (and so of data, tokenizer, template and truncation), of the weights
-    and of how they are run; a file that fits is used again. It is written in parts, so that a run which is stopped
-    goes on with the scoring where it stood.
+    and of how they are run; a file that fits is used again. A run keeps what it has scored in its own folder until all
+    is done: one that is stopped goes on there.
     """
 
     per_pair = True
@@ -124,7 +125,7 @@ class Cached(Reference):
     config: Config
 
     @override
-    def begin(self, data: TokenizedData, train_pairs: int, stop: StopRequest) -> None:
+    def begin(self, data: TokenizedData, train_pairs: int, folder: Path, stop: StopRequest) -> None:
         """Score every pair once, or read what an earlier run has scored.
 
         Pairs are drawn some at a time, and what is kept of them is flat: memory stays that of a loss without reference.
@@ -141,13 +142,13 @@ class Cached(Reference):
             tensors = _read(path)
         else:
             log.info("scoring %d pairs under the reference policy", train_pairs + len(held_out))
-            parts = path.with_suffix(f".parts-of-{size}")
+            parts = folder / PARTS / f"{path.stem}-by-{size}"
             tensors = {}
             for split, draw in draws.items():
                 tensors |= _joined([self._part(parts, split, i, pairs, stop) for i, pairs in enumerate(draw())])
             if self.plugin.ranks.is_main:
                 _write(path, tensors)
-                shutil.rmtree(parts, ignore_errors=True)
+                shutil.rmtree(folder / PARTS, ignore_errors=True)
         self.scored = {split: Scored.of(split, tensors) for split in draws}
 
     @override

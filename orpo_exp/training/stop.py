@@ -10,7 +10,7 @@ from orpo_exp.signals import handled
 
 
 class Stopped(Exception):
-    """The run was asked to stop before its training began; all that is worth keeping is on disk."""
+    """The run was asked to stop; all that is worth keeping is on disk. number: the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)

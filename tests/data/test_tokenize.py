@@ -1,12 +1,12 @@
 import dataclasses
 
 import pytest
-from support import pair
+from support import pair, random_pairs
 
 from orpo_exp.data.base import SourceData
-from orpo_exp.data.tokenize import PairTokenizer, kept_lengths, prepare, with_mismatched
+from orpo_exp.data.tokenize import PairTokenizer, TokenizedData, kept_lengths, prepare, with_mismatched
 from orpo_exp.models.tokenizers import bytes_tokenizer
-from orpo_exp.schema import Refused
+from orpo_exp.schema import ConfigError, Refused
 from orpo_exp.types import Message, PreferencePair
 
 TURNS = (Message(role="user", content="Hi"),)
@@ -164,3 +164,20 @@ def test_a_single_pair_gets_a_further_ones_answers_never_its_own():
     assert mismatched(with_mismatched([single], 4, further)) == [[[90, 91], [93]]]
     with pytest.raises(Refused, match="another pair"):
         with_mismatched([single], 4, None)
+
+
+def test_a_pair_longer_than_the_models_positions_is_refused_by_its_row():
+    """And only such a pair: max_length alone harms no one. Mismatched answers are cut to fit as well."""
+    long = random_pairs(1, 50, seed=3)[0]
+    longest = len(long.prompt_ids) + max(len(long.chosen_ids), len(long.rejected_ids))
+    for size in (2, None):
+        data = TokenizedData(lambda wanted: [long for _ in wanted], size, [long], [], {}, 0, max_length=100)
+        assert data.within(None) is data
+        assert data.within(100) is data
+        assert data.within(longest).max_length == longest
+        assert data.within(longest).train(range(2)) == [long, long]
+        with pytest.raises(ConfigError, match=rf"at most {longest - 1}, .* row {long.row} has {longest} tokens"):
+            data.within(longest - 1)
+    endless = TokenizedData(lambda wanted: [long], None, [pair(0, [1], [2], [3])], [], {}, 0, max_length=100)
+    with pytest.raises(ConfigError, match="positions"):
+        endless.within(longest - 1).train(range(1))

@@ -4,6 +4,8 @@ import os
 import re
 import signal
 import stat
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -227,3 +229,33 @@ def test_without_its_launcher_a_point_saves_and_stops(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert states(folder) == [State.interrupted]
+
+
+@pytest.mark.parallel
+@pytest.mark.parametrize("whole_terminal", [True, False])
+def test_ctrl_c_in_the_first_seconds_is_not_lost(tmp_path, whole_terminal):
+    """The server that points are forked from is importing then, and the terminal's Ctrl-C goes to it as well."""
+    command = ["--multirun", *TINY, "train.max_steps=100000", "seed=0,1", "hydra.launcher.parallel=1"]
+    process = start_run(tmp_path, *command)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("sweeps/*/s/sweep.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)
+    if whole_terminal:
+        os.killpg(process.pid, signal.SIGINT)
+    else:
+        process.send_signal(signal.SIGINT)
+    told = wait_for_end(process, code=130, timeout=120)
+    assert "Traceback" not in told
+    assert "stopping" in told
+    assert State.running not in states(tmp_path / "sweeps" / "quickstart" / "s")
+
+
+@pytest.mark.parallel
+def test_a_sweep_needs_no_standard_input(tmp_path):
+    run = [sys.executable, "-m", "orpo_exp", "--multirun", *TINY, "train.max_steps=1", "seed=0"]
+    closed = ["sh", "-c", 'exec "$@" 0<&-', "sh", *run]
+    done = subprocess.run(closed, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert states(tmp_path / "sweeps" / "quickstart" / "s") == [State.completed]

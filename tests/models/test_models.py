@@ -150,7 +150,7 @@ def test_a_saved_model_comes_back_and_pickled_weights_are_refused(tmp_path):
 
     model.save_pretrained(tmp_path / "pickled", safe_serialization=False)
     with pytest.raises(ConfigError, match="safetensors"):
-        Pretrained(Pretrained.Config(path=str(tmp_path / "pickled"))).check(max_length=16)
+        Pretrained(Pretrained.Config(path=str(tmp_path / "pickled"))).check()
 
 
 def test_a_folder_whose_tokenizer_has_more_tokens_than_the_model_is_refused(tmp_path):

@@ -123,19 +123,16 @@ def test_how_many_positions_a_configuration_has(config, limit):
     assert positions(config) == limit
 
 
-def test_a_text_longer_than_the_models_positions_is_refused(folder, hub):
+def test_a_source_tells_the_positions_of_its_model(folder, hub):
     for source in (pretrained(folder), pretrained("owner/name"), scratch(max_position_embeddings=64)):
-        source.check(max_length=64)
-        with pytest.raises(ConfigError, match="at most 64") as told:
-            source.check(max_length=65)
-        assert (told.value.key, told.value.given) == ("data.max_length", 65)
+        assert source.positions() == 64
     (folder / "config.json").write_text('{"model_type": "bloom"}')
-    pretrained(folder).check(max_length=10**6)
+    assert pretrained(folder).positions() is None
 
 
 def test_a_model_that_is_not_in_the_cache_is_refused_without_a_network(hub):
     with pytest.raises(ConfigError, match=r"model\.path"):
-        pretrained("owner/other").check(max_length=16)
+        pretrained("owner/other").check()
     assert pretrained("owner/name").prepare([], seed=0).build().model.config.hidden_size == 32
 
 
@@ -145,11 +142,11 @@ def test_a_folder_whose_configuration_cannot_be_read_is_refused(folder, content)
     if content:
         (folder / "config.json").write_text(content)
     with pytest.raises(ConfigError, match=r"model\.path"):
-        pretrained(folder).check(max_length=16)
+        pretrained(folder).check()
 
 
 def test_checking_a_folder_does_not_import_transformers(folder):
     code = "import sys; from orpo_exp.models.pretrained import Pretrained; "
-    code += f"Pretrained(Pretrained.Config(path={str(folder)!r})).check(max_length=64); "
+    code += f"Pretrained(Pretrained.Config(path={str(folder)!r})).check(); "
     code += "assert 'transformers' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -10,6 +10,7 @@ from support import pair
 from orpo_exp.layouts.padded import Padded
 from orpo_exp.plugins import Place, Which
 from orpo_exp.plugins.ddp import DDP
+from orpo_exp.plugins.ranks import left_afterwards
 from orpo_exp.types import BuiltModel, LossOutput, PairLogps
 
 BATCHES = [Padded(Padded.Config()).collate([pair(0, [1, 2], [3, 4], [5]), pair(1, [6], [7], [8, 9])], frozenset())]
@@ -17,9 +18,8 @@ BATCHES = [Padded(Padded.Config()).collate([pair(0, [1, 2], [3, 4], [5]), pair(1
 
 @pytest.fixture
 def ddp() -> Iterator[DDP]:
-    plugin = DDP(DDP.Config(), Place())
-    yield plugin
-    plugin.ranks.leave()
+    with left_afterwards():
+        yield DDP(DDP.Config(), Place())
 
 
 def build() -> BuiltModel:

@@ -151,6 +151,12 @@ def test_a_known_point_takes_over_the_keys_that_are_swept_now(tmp_path):
     assert planned(folder, "seed=0,1").sweep.points == wider.points
 
 
+def test_points_of_a_precision_that_is_swept_later_are_found_again(tmp_path):
+    planned(tmp_path, "seed=0,1")
+    again = planned(tmp_path, "seed=0,1", "plugin.precision=fp32,bf16")
+    assert len(again.sweep.points) == 4
+
+
 def test_a_value_that_means_as_before_makes_no_other_point(tmp_path, monkeypatch):
     """Neither where a key was swept over it, nor where it is not swept any more."""
     lam = next(f for f in dataclasses.fields(ORPO.Config) if f.name == "lam")

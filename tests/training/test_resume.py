@@ -75,7 +75,10 @@ def test_a_signal_saves_and_nothing_is_computed_twice(run, pairs_file, expected,
     assert numbers(folder) == expected
 
 
-@pytest.mark.parametrize("harm", ["flipped", *(pytest.param(h, marks=SLOW) for h in ("cut", "gone")), "manifest"])
+@pytest.mark.parametrize(
+    "harm",
+    ["flipped", *(pytest.param(h, marks=SLOW) for h in ("cut", "gone")), "manifest", "no text", "without settings"],
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run, pairs_file, expected, cut_off, harm):
     cut_off(7)
     folder = run(*BASE, code=1)
@@ -87,8 +90,14 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(run, pairs_fi
         weights.write_bytes(content[:-100])
     elif harm == "gone":
         weights.unlink()
-    else:
+    elif harm == "manifest":
         (weights.parent / "manifest.json").write_text('{"format": 1, "fi')
+    elif harm == "no text":
+        (weights.parent / "manifest.json").write_bytes(b"\xff\xfe{")
+    else:
+        manifest = json.loads((weights.parent / "manifest.json").read_text())
+        del manifest["settings"]
+        (weights.parent / "manifest.json").write_text(json.dumps(manifest))
     cut_off(0)
     run(*BASE)
     told = (folder / "run.log").read_text()

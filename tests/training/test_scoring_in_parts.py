@@ -40,9 +40,11 @@ def test_it_stops_between_two_parts_and_goes_on_there(run, pairs_file, scored, t
     assert scored == [2, 2, 2]
     assert (result(folder)["status"], result(folder)["steps"]) == ("interrupted", 0)
     assert "what is scored is kept" in (folder / "run.log").read_text()
+    assert not (tmp_path / "cut").exists()
     run(*BASE, f"reference.folder={tmp_path / 'cut'}")
     assert scored[3:12] == [2] * 9  # 20 training and 4 held-out pairs, six of them scored before
     (kept,) = (tmp_path / "cut").iterdir()
+    assert not (folder / reference.PARTS).exists()
 
     whole = run(*BASE, f"reference.folder={tmp_path / 'at-once'}", folder="whole")
     (at_once,) = (tmp_path / "at-once").iterdir()
