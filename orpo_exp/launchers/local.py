@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -137,6 +137,7 @@ def start_server() -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload([server.__name__])
     former = {name: os.environ.get(name) for name in CLEAN}
     os.environ.update(CLEAN)
+    resource_tracker.ensure_running()  # whose own start would unblock SIGINT
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, server.OF_THE_TERMINAL)
     try:
         forkserver.ensure_running()
