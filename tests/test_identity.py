@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from support import order_of
+from test_outside import LOSS, YAML
 
 from orpo_exp.config import RunConfig
 from orpo_exp.runs.resuming import differences
@@ -94,32 +95,6 @@ def test_how_the_work_is_split_is_no_part_of_the_identity_and_precision_is():
     assert order_of("+experiment=quickstart", "plugin.precision=bf16").config.config_hash != plain.config_hash
 
 
-LOSS = """
-from dataclasses import dataclass
-
-from orpo_exp.losses.base import LOSSES, Loss, LossConfig, reward_metrics
-from orpo_exp.schema import setting
-from orpo_exp.types import LossOutput
-
-
-@LOSSES.register("my_margin")
-class MyMargin(Loss):
-    @dataclass
-    class Config(LossConfig):
-        gap: float = setting(1.0, ge=0)
-{further}
-    def __call__(self, policy, reference, weight, counts):
-        chosen, rejected = policy.chosen.mean(), policy.rejected.mean()
-        tilt = getattr(self.config, "tilt", 0.0)
-        loss = (self.config.gap - (chosen - rejected)).clamp(min=0).sum() / counts.pairs - tilt * chosen.sum()
-        return LossOutput(loss, {{"margin_loss": loss.detach()}}, reward_metrics(chosen, rejected, policy))
-"""
-YAML = """# A margin of my own.
-defaults:
-  - /schema/loss/my_margin@_here_
-  - _self_
-gap: 1.0 # nats per token
-"""
 SHORT = [
     "+experiment=quickstart", "loss=my_margin", "train.max_steps=4", "train.samples=0", "tracker=[]",
     "data.eval_pairs=8", "train.global_batch_size=4", "train.eval_every=0", "train.save_every=2",
@@ -129,8 +104,13 @@ SHORT = [
 def component(folder: Path, further: bool) -> None:
     """The loss of a user, who may have given it a further field."""
     (folder / "conf" / "loss").mkdir(parents=True, exist_ok=True)
-    line = "        tilt: float = setting(0.0, as_before=0.0)\n"
-    (folder / "my_margin.py").write_text(LOSS.format(further=line if further else ""))
+    field = "        gap: float = setting(1.0, ge=0)\n"
+    share = ".sum() / counts.pairs\n"
+    assert field in LOSS
+    assert share in LOSS
+    tilted = LOSS.replace(field, field + "        tilt: float = setting(0.0, as_before=0.0)\n")
+    tilted = tilted.replace(share, share.rstrip() + " - self.config.tilt * chosen.sum()\n")
+    (folder / "my_margin.py").write_text(tilted if further else LOSS)
     text = YAML + ("tilt: 0.0 # weight of the chosen answers\n" if further else "")
     (folder / "conf" / "loss" / "my_margin.yaml").write_text(text)
 
