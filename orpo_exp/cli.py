@@ -58,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return sweep(args.overrides, args.config_dir)
         composed = compose(args.overrides, args.config_dir)
         launcher = chosen_launcher(composed)
-        order = dataclasses.replace(check(composed, args.overrides), options=options_of(args.config_dir))
+        order = check(composed, args.overrides, args.config_dir)
         if place is None:
             launcher.check([order])
             if not has_work(order):  # of torchrun's ranks the main one will ask
@@ -69,11 +69,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if place is None or place.rank == 0:
             print(error_page(explain(error, args.overrides)), file=sys.stderr)
         return 2
-
-
-def options_of(config_dir: str | None) -> tuple[str, ...]:
-    """What a command that goes on with a run has to say before the overrides."""
-    return ("--config-dir", config_dir) if config_dir else ()
 
 
 def preflight(order: RunOrder) -> SourceData:
@@ -137,7 +132,7 @@ def checked_point(point: Combination, config_dir: str | None, preset: DictConfig
     if any(override.startswith("hydra.run.dir=") for override in point.overrides):
         allowed = "nothing: the points have folders of their own in hydra.sweep.dir"
         raise ConfigError("hydra.run.dir", composed.hydra.run.dir, allowed, "Give hydra.sweep.dir or sweep.name.")
-    return dataclasses.replace(check(composed, point.overrides), options=options_of(config_dir))
+    return check(composed, point.overrides, config_dir)
 
 
 @contextmanager

@@ -61,8 +61,9 @@ def chosen_launcher(composed: DictConfig) -> Launcher:
     return LAUNCHERS.build(typed_part(node, "hydra.launcher"))
 
 
-def check(composed: DictConfig, overrides: list[str]) -> RunOrder:
-    """What is to be run, typed and checked; ConfigError where it cannot be."""
+def check(composed: DictConfig, overrides: list[str], config_dir: str | None = None) -> RunOrder:
+    """What is to be run, typed and checked; ConfigError where it cannot be. overrides, config_dir: as it was composed
+    with, for the command that goes on with it."""
     refuse_unheeded(composed.hydra)
     choices = {str(group): str(option) for group, option in composed.hydra.runtime.choices.items()}
     folder = Path(composed.hydra.run.dir)
@@ -70,7 +71,8 @@ def check(composed: DictConfig, overrides: list[str]) -> RunOrder:
         composed.pop("hydra")
     groups = {group: option for group, option in choices.items() if not group.startswith("hydra")}
     config = typed(composed, groups)
-    return RunOrder(config, folder, groups.get("experiment", "adhoc"), overrides)
+    options = ("--config-dir", config_dir) if config_dir else ()
+    return RunOrder(config, folder, groups.get("experiment", "adhoc"), overrides, options)
 
 
 def refuse_unheeded(settings: DictConfig) -> None:

@@ -42,10 +42,8 @@ class SweepConfig(Settings):
 
 
 NOT_NUMERIC = {"affects_numbers": False}  # of a field that no number of a run depends on
-SPLIT = (
-    "layout",
-    "plugin",
-)  # the groups that say how work is laid out and split: which option is no part of the identity
+# The groups that say how work is laid out and split: which option of them is chosen is no part of the identity.
+SPLIT = ("layout", "plugin")
 # What the first version's hashes covered that changes no number: in it there was one layout and one plugin. Every hash
 # goes on covering it as it was then, so that runs and sweeps of that version are found again.
 FIRST_VERSION = {"layout": {}, "choices": {"layout": "padded", "plugin": "ddp"}}

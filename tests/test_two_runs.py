@@ -1,6 +1,5 @@
 """Two runs after one another in one process, as in a notebook, leave nothing behind."""
 
-import importlib
 import logging
 import os
 import signal
@@ -16,8 +15,7 @@ import torch.distributed as dist
 from support import order_of
 
 from orpo_exp import experiment
-from orpo_exp.launchers.server import PRELOADED
-from orpo_exp.plugins.colossal import colossalai_imported
+from orpo_exp.launchers.server import import_all
 from orpo_exp.plugins.ddp import DDP
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.ranks import Ranks, left_afterwards
@@ -48,10 +46,7 @@ def settings() -> dict[str, object]:
 
 def two_runs() -> None:
     """In a process of its own, in a folder with pairs.jsonl: what is there before is there after, and nothing else."""
-    for module in PRELOADED:
-        importlib.import_module(module)
-    with colossalai_imported():
-        importlib.import_module("colossalai.booster.plugin")
+    import_all()
     before = settings()
     results = [experiment.run(replace(order_of(*RUN), folder=Path(name).absolute())) for name in ("first", "second")]
     after = settings()

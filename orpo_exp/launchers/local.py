@@ -12,6 +12,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
+from rich.text import Text
 from typing_extensions import override
 
 from orpo_exp.launchers import server
@@ -108,7 +109,8 @@ class Local(Launcher):
                     send(process, signal.SIGTERM)
         for name, code in ended.items():
             if code and not received:
-                CONSOLE.print(f"{name} ended with exit code {code}: {folder / 'logs' / name}.log", soft_wrap=True)
+                # a path may hold what rich would take for markup
+                CONSOLE.print(Text(f"{name} ended with exit code {code}: {folder / 'logs' / name}.log"), soft_wrap=True)
         return 128 + received[0] if received else max(ended.values(), default=0)
 
     def slots(self, orders: Sequence[RunOrder]) -> list[Slot]:

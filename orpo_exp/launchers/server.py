@@ -31,6 +31,7 @@ PRELOADED = (
     "torch.utils.tensorboard",
     "scipy.stats",
     "rich.live",
+    "colossalai.booster.plugin",
 )
 
 
@@ -38,11 +39,16 @@ def preload() -> None:
     """Leave the terminal, then import. What goes wrong is still said on standard error."""
     os.setsid()
     redirect(os.open(os.devnull, os.O_RDWR), 0, 1)
-    with colossalai_imported():
-        for module in (*PRELOADED, "colossalai.booster.plugin"):
-            importlib.import_module(module)
+    import_all()
     assert not torch.cuda.is_initialized(), "what is forked from a process that uses a GPU cannot use it"
     redirect(os.open(os.devnull, os.O_RDWR), 2)
+
+
+def import_all() -> None:
+    """Import what every point needs."""
+    with colossalai_imported():
+        for module in PRELOADED:
+            importlib.import_module(module)
 
 
 def run_point(job: Job, ranks: int, environment: Mapping[str, str], log: Path) -> None:

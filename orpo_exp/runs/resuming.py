@@ -67,13 +67,10 @@ def find_checkpoint(order: RunOrder, about: Mapping[str, Any]) -> tuple[str | No
             f"the checkpoint {checkpoint} cannot be gone on from, for these are others now: {', '.join(changed)}. "
             f"Give the same ones, or start anew in another folder."
         )
-    then = manifest.get("split", {"ranks": manifest.get("world_size")})
-    if other := [f"{key} {value}, now {about['split'].get(key)}" for key, value in then.items()
-                 if value != about["split"].get(key)]:  # fmt: skip
-        log.warning(
-            "the checkpoint is of another split of the work (%s): the curve goes on the same up to rounding, "
-            "not bit for bit", ", ".join(other),
-        )  # fmt: skip
+    split, former = about["split"], manifest.get("split", {"ranks": manifest.get("world_size")})
+    if other := [f"{key} {value}, now {split.get(key)}" for key, value in former.items() if value != split.get(key)]:
+        how = "the curve goes on the same up to rounding, not bit for bit"
+        log.warning("the checkpoint is of another split of the work (%s): %s", ", ".join(other), how)
     if manifest["versions"] != about["versions"]:
         then = ", ".join(f"{k} {v}" for k, v in manifest["versions"].items() if about["versions"].get(k) != v)
         log.warning("the checkpoint was written with %s: the curve may go on other than bit for bit", then)
@@ -114,9 +111,8 @@ def differences(former: Any, order: RunOrder) -> list[str]:
     config = order.config
     was, now = config.as_before() | flat(former), flat(config.numeric(whole=True))
     idle = flat(resolved(config)).keys() - now.keys()
-    parts = {key.partition(".")[0] for key in now} - set(
-        SPLIT
-    )  # another plugin need not have the former one's settings
+    # another plugin need not have the former one's settings
+    parts = {key.partition(".")[0] for key in now} - set(SPLIT)
     gone = [key for key in was.keys() - now.keys() - idle if key.partition(".")[0] in parts]
     absent = object()
     return [

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orpo_exp.files import written_beside
 from orpo_exp.sweeps.axes import LEGEND, colours, name_ticks, numeric, values_of
 from orpo_exp.sweeps.conditions import as_number
 from orpo_exp.sweeps.curves import learning_curves
@@ -59,9 +60,8 @@ def draw_sweep(results: Results, metric: str, folder: Path) -> dict[Path, str]:
             if old not in pictures:
                 (folder / f"{old}.png").unlink(missing_ok=True)
         for name, (figure, _) in pictures.items():
-            beside = folder / f".{name}.png"
-            write(figure, beside)
-            beside.replace(folder / f"{name}.png")
+            with written_beside(folder / f"{name}.png") as beside:
+                write(figure, beside)
     return {folder / f"{name}.png": text for name, (_, text) in pictures.items()}
 
 

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,7 +112,8 @@ def plan(folder: Path, experiment: str, overrides: list[str], orders: Sequence[t
         raise ConfigError("hydra.sweep.dir", str(folder), "a sweep's folder, or a new one", str(error)) from error
     listed = known.points if known else []
     keys = {*orders[0][0].swept, *(key for point in listed for key in point.overrides)}
-    changing = {key for key in keys if any(changes_numbers(order.config, key) for _, order in orders)}
+    numeric = {key for _, order in orders for key in flat(order.config.numeric(whole=True))}
+    changing = {key for key in keys if changes_numbers(numeric, key)}
 
     def identity(point: SweepPoint) -> object:
         """Equal numbers are one point, unless what is swept is of the kind that changes none, e.g. processes."""
@@ -155,11 +156,14 @@ def folder_name(combination: Combination, order: RunOrder) -> str:
     return f"{text or 'run'}_{order.config.config_hash[:8]}"
 
 
-def changes_numbers(config: RunConfig, name: str) -> bool:
-    """Whether what an override of this name sets is of the kind that can change a number, whatever it is set to."""
-    keys = flat(config.numeric(whole=True))
-    inside = any(key.startswith(f"{name}.") for key in keys) and "." in name
-    return name in keys or f"choices.{name}" in keys or inside
+def changes_numbers(numeric: Collection[str], name: str) -> bool:
+    """Whether what an override of this name sets is among the keys that can change a number, whatever it is set to.
+
+    Of a group it is the choice that is asked for: numbers can depend on a plugin's precision, not on which it is.
+    """
+    if "." not in name:
+        return name in numeric or f"choices.{name}" in numeric
+    return any(belongs(key, name) for key in numeric)
 
 
 def belongs(key: str, name: str) -> bool:

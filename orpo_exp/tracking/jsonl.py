@@ -10,6 +10,7 @@ from typing import IO, Any
 
 from typing_extensions import override
 
+from orpo_exp.files import write_atomically
 from orpo_exp.tracking.base import RunInfo, Tracker, TrackerConfig
 
 FILE = "metrics.jsonl"
@@ -34,9 +35,7 @@ class Jsonl(Tracker):
         if path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if run.resumed_from else []
             kept = [line for line in lines if (record := parsed(line)) and record["step"] <= run.resumed_from]
-            beside = path.with_suffix(".tmp")
-            beside.write_text("".join(kept), encoding="utf-8")
-            beside.replace(path)
+            write_atomically(path, "".join(kept))
         self._file = path.open("a", encoding="utf-8")
 
     @override
