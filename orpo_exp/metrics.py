@@ -55,6 +55,8 @@ TRAINING = {
     "lr": Metric("learning rate"),
     "lam": Metric("lambda"),
     "grad_norm": Metric("gradient norm before clipping"),
+    "overflows": Metric("steps skipped because fp16 overflowed"),
+    "loss_scale": Metric("factor on fp16's loss"),
     "pairs_per_second": Metric("training speed", "pairs/s"),
     "tokens_per_second": Metric("training speed", "tokens/s"),
 }

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from orpo_exp.plugins.precision import LossScale, Precision
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.rng import seed_rng
 from orpo_exp.registry import Registry
-from orpo_exp.schema import Settings
+from orpo_exp.schema import ConfigError, Settings
 from orpo_exp.types import Batch, BuiltModel, LossOutput, PairLogps
 
 # (number of the micro-batch, its log-probabilities with gradient) -> its output, whose loss is the share to
@@ -25,18 +26,6 @@ from orpo_exp.types import Batch, BuiltModel, LossOutput, PairLogps
 Objective = Callable[[int, PairLogps], LossOutput]
 Build = Callable[[], BuiltModel]  # the same weights at every call
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-
-
-class Precision(Enum):
-    """The type that matrix products are computed in."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The same as torch names it."""
-        return torch.bfloat16 if self is Precision.bf16 else torch.float32
 
 
 class Which(Enum):
@@ -85,10 +74,15 @@ class Plugin(ABC):
     same order, with equally many micro-batches. whole.py and state.py hold parts to build a plugin from.
 
     ranks: what the ranks say to each other. device: this rank's. models: filled by `prepare` and `hold_reference`.
-    checkpoint_form: plugins of one form can load each other's checkpoints; others are refused.
+    loss_scale: what `forward_backward` multiplies the losses by and `step` divides the gradient by.
+    precisions: those that it can run. checkpoint_form: plugins of one form can load each other's checkpoints; others
+    are refused.
     """
 
     Config: ClassVar[type[PluginConfig]] = PluginConfig
+    precisions: ClassVar[frozenset[Precision]] = frozenset(
+        {Precision.fp32, Precision.tf32, Precision.bf16, Precision.fp16}
+    )
     checkpoint_form: ClassVar[str]
 
     def __init__(self, config: PluginConfig, place: Place) -> None:
@@ -99,6 +93,12 @@ class Plugin(ABC):
         if torch.cuda.is_available():
             self.device = torch.device("cuda", place.local_rank)
             torch.cuda.set_device(self.device)
+        elif config.precision is Precision.tf32:
+            allowed = "fp32, bf16 or fp16 on a machine without a GPU"
+            raise ConfigError("plugin.precision", "tf32", allowed, "Choose plugin.precision=fp32.")
+        if config.precision is Precision.tf32:
+            torch.set_float32_matmul_precision("high")
+        self.loss_scale = LossScale(config.precision)
         self.ranks = Ranks(place, self.device, self.replica_of(config, place.world_size))
 
     @classmethod
@@ -145,10 +145,11 @@ class Plugin(ABC):
         """
 
     @abstractmethod
-    def step(self, lr: float) -> float:
+    def step(self, lr: float) -> float | None:
         """Update with learning rate `lr` and clear the gradients.
 
-        Returns the true norm of the gradient before clipping. Where it is not finite nothing is updated.
+        Returns the true norm of the gradient before clipping. Where it is not finite nothing is updated; where fp16
+        overflowed, which lowers the loss scale and may happen now and then, it returns None.
         """
 
     @abstractmethod

@@ -1,9 +1,12 @@
-"""ColossalAI, imported without noise and completed where it is incomplete on a CPU."""
+"""ColossalAI 0.5, imported without noise and completed where it is incomplete on a CPU or on a newer torch.
+
+Each completion names the fault that it mends; it can go when that has gone.
+"""
 
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,21 +20,37 @@ def colossalai_imported() -> Iterator[None]:
     loud.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(action="ignore"):  # of optional packages that nothing here uses
+            _complete_distributed()
             if not torch.cuda.is_available():
                 _complete_cpu_accelerator()
+                _complete_zero()
             yield
     finally:
         loud.setLevel(level)
 
 
+def _complete_distributed() -> None:
+    """Its pipelines ask for the backend of another vendor's devices, which torch no longer names (pipeline/p2p.py)."""
+    import torch.distributed as dist
+
+    if not hasattr(dist, "is_hccl_available"):
+        dist.is_hccl_available = lambda: False  # type: ignore[attr-defined]
+    if not hasattr(dist.Backend, "HCCL"):
+        dist.Backend.HCCL = "hccl"  # type: ignore[attr-defined]
+
+
 def _complete_cpu_accelerator() -> None:
-    """ColossalAI's CPU accelerator raises in places that its own plugins call. With a GPU it chooses CUDA by itself."""
-    from colossalai.accelerator import set_accelerator
+    """Its CPU accelerator raises, or wants another argument, in places that its own plugins call. With a GPU it chooses
+    CUDA by itself."""
+    from colossalai.accelerator import get_accelerator, set_accelerator
     from colossalai.accelerator.cpu_accelerator import CpuAccelerator
 
     class CompletedCpuAccelerator(CpuAccelerator):
         def manual_seed(self, seed: int) -> None:
             torch.manual_seed(seed)
+
+        def get_rng_state(self, device: Any = None) -> torch.Tensor:
+            return torch.get_rng_state()
 
         def synchronize(self, device: Any = None) -> None:
             return None
@@ -39,4 +58,26 @@ def _complete_cpu_accelerator() -> None:
         def empty_cache(self) -> None:
             return None
 
-    set_accelerator(CompletedCpuAccelerator())
+        def current_device(self) -> int:
+            return 0
+
+        # a CPU has one stream: work is done when the call returns
+        def Stream(self, *args: Any, **kwargs: Any) -> None:  # noqa: N802 (the library's name)
+            return None
+
+        def current_stream(self, device: Any = None) -> None:
+            return None
+
+        def stream(self, stream: Any) -> Any:
+            return nullcontext()
+
+    if type(get_accelerator()).__name__ != CompletedCpuAccelerator.__name__:
+        set_accelerator(CompletedCpuAccelerator())
+
+
+def _complete_zero() -> None:
+    """Its ZeRO optimizer asserts that there is a GPU, though nothing that it does needs one
+    (zero/low_level/low_level_optim.py)."""
+    from colossalai.zero.low_level import LowLevelZeroOptimizer
+
+    LowLevelZeroOptimizer._sanity_checks = lambda self: None

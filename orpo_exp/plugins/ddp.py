@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from typing_extensions import override
 from orpo_exp.plugins.base import PLUGINS, Build, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.colossal import colossalai_imported
 from orpo_exp.plugins.processes import Place
-from orpo_exp.plugins.whole import WholeModel, load_whole, save_whole
+from orpo_exp.plugins.whole import WholeModel, accumulate, load_whole, save_whole
 from orpo_exp.types import Batch, BuiltModel, LossOutput
 
 
@@ -61,36 +60,39 @@ class DDP(Plugin):
 
     @override
     def load(self, folder: Path, held: bool) -> None:
-        load_whole(folder, self.ranks, self.policy, self.optimizer.optim, self._held(held))
+        load_whole(folder, self.ranks, self.policy, self.optimizer.optim, self._held(held), self.loss_scale)
 
     @override
     def forward_backward(self, micro_batches: Sequence[Batch], objective: Objective) -> list[LossOutput]:
-        """Gradients travel with the last micro-batch alone."""
-        self.policy.model.train()
-        outputs: list[LossOutput] = []
-        last = len(micro_batches) - 1
-        for number, batch in enumerate(micro_batches):
-            synchronised = nullcontext() if number == last else self.booster.no_sync(self.wrapper, self.optimizer)
-            with synchronised:
-                output = objective(number, self.policy.logps(batch, self.wrapper))
-                # DDP averages over ranks; the objective's shares are to be summed
-                self.booster.backward(output.loss * self.ranks.replicas, self.optimizer)
-            outputs.append(output)
-        return outputs
+        # DDP averages over ranks; the objective's shares are to be summed
+        factor = self.ranks.replicas * self.loss_scale.scale
+        return accumulate(
+            self.policy,
+            self.wrapper,
+            micro_batches,
+            objective,
+            lambda loss: self.booster.backward(loss * factor, self.optimizer),
+            quiet=lambda: self.booster.no_sync(self.wrapper, self.optimizer),
+        )
 
     @override
-    def step(self, lr: float) -> float:
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.model.parameters(), self.max_grad_norm))
-        if math.isfinite(norm):
+    def step(self, lr: float) -> float | None:
+        parameters = list(self.policy.model.parameters())
+        if self.loss_scale.moves:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    parameter.grad.div_(self.loss_scale.scale)
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm))
+        if self.loss_scale.judge(norm, None):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
             self.optimizer.step()
         self.optimizer.zero_grad()
-        return norm
+        return self.loss_scale.told(norm)
 
     @override
     def save(self, folder: Path, held: bool) -> list[str]:
-        return save_whole(folder, self.ranks, self.policy, self.optimizer.optim, self._held(held))
+        return save_whole(folder, self.ranks, self.policy, self.optimizer.optim, self._held(held), self.loss_scale)
 
     @override
     def save_weights(self, folder: Path) -> None:

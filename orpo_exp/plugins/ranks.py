@@ -57,6 +57,12 @@ class Ranks:
         dist.all_reduce(total)
         return total.cpu()
 
+    def total(self, number: float) -> float:
+        """The sum of all ranks' numbers, in float64; for what ranks hold in parts."""
+        value = torch.tensor(number, dtype=torch.float64, device=self.device)
+        dist.all_reduce(value)
+        return float(value)
+
     def gather(self, values: Tensor) -> list[Tensor]:
         """Every replica's 1-D tensor, of any length each, on the CPU, in the order of the replicas."""
         said = self._from_all(values)
@@ -138,7 +144,9 @@ def left_afterwards() -> Iterator[None]:
 
 
 def join_process_group(place: Place, backend: str) -> None:
-    """Meet the other ranks. A rank that is alone opens no port."""
+    """Meet the other ranks, unless the caller has done so. A rank that is alone opens no port."""
+    if dist.is_initialized():
+        return
     if place.world_size == 1 and place.port is None and "MASTER_ADDR" not in os.environ:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     elif place.port is not None:

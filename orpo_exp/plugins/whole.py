@@ -1,7 +1,8 @@
 """Parts for plugins whose ranks each hold a whole model: scoring, sampling, hashing, saving it."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from orpo_exp.plugins.base import Objective
+from orpo_exp.plugins.precision import LossScale, autocast
 from orpo_exp.plugins.ranks import Ranks
-from orpo_exp.plugins.rng import rng_state, set_rng_state
-from orpo_exp.plugins.state import load_optimizer_tensors, optimizer_tensors
+from orpo_exp.plugins.state import load_optimizer_tensors, load_own, optimizer_tensors, save_own
 from orpo_exp.scoring import captured_hidden, pair_logps
-from orpo_exp.types import Batch, BuiltModel, PairLogps
+from orpo_exp.types import Batch, BuiltModel, LossOutput, PairLogps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -73,6 +75,18 @@ class WholeModel:
         for own, current in zip(self.model.parameters(), other.model.parameters(), strict=True):
             own.lerp_(current, mix)
 
+    def save(self, path: Path) -> None:
+        """Write the weights, tied ones once."""
+        from safetensors.torch import save_model
+
+        save_model(self.model, str(path))
+
+    def load(self, path: Path) -> None:
+        """Take the weights of a `save`."""
+        from safetensors.torch import load_model
+
+        load_model(self.model, path)
+
     def digest(self) -> str:
         """A hexadecimal hash of the weights."""
         digest = hashlib.sha256()
@@ -85,37 +99,69 @@ class WholeModel:
         """Class and size, for people."""
         return f"{type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters"
 
-    def autocast(self) -> torch.autocast:
-        """The context in which the model computes: weights stay float32."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the model computes: weights stay what they are."""
+        return autocast(self.device, self.dtype)
+
+
+def accumulate(
+    policy: WholeModel,
+    wrapper: nn.Module,
+    micro_batches: Sequence[Batch],
+    objective: Objective,
+    backward: Callable[[Tensor], None],
+    quiet: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> list[LossOutput]:
+    """Forward and backward passes of one global step, micro-batch by micro-batch; their outputs.
+
+    quiet: the context in which gradients do not travel yet; they do with the last micro-batch alone.
+    """
+    policy.model.train()
+    outputs: list[LossOutput] = []
+    last = len(micro_batches) - 1
+    for number, batch in enumerate(micro_batches):
+        with nullcontext() if number == last else quiet():
+            output = objective(number, policy.logps(batch, wrapper))
+            backward(output.loss)
+        outputs.append(output)
+    return outputs
 
 
 def save_whole(
-    folder: Path, ranks: Ranks, policy: WholeModel, optimizer: Optimizer, held: WholeModel | None
+    folder: Path,
+    ranks: Ranks,
+    policy: WholeModel,
+    optimizer: Optimizer,
+    held: WholeModel | None,
+    loss_scale: LossScale,
 ) -> list[str]:
-    """Write weights, optimizer and each rank's generators; the names of this rank's files. All ranks hold the same
-    weights: the main one writes them."""
-    from safetensors.torch import save_file, save_model
+    """Write weights, optimizer and what each rank has of its own; the names of this rank's files. All ranks hold the
+    same weights: the main one writes them."""
+    from safetensors.torch import save_file
 
-    own = f"rng-{ranks.rank}.safetensors"
-    save_file(rng_state(ranks.device), folder / own)
+    own = save_own(folder, ranks, loss_scale)
     if not ranks.is_main:
         return [own]
-    save_model(policy.model, str(folder / POLICY))  # knows of tied weights
+    policy.save(folder / POLICY)
     save_file(optimizer_tensors(optimizer), folder / OPTIMIZER)
     if held is not None:
-        save_model(held.model, str(folder / HELD))
+        held.save(folder / HELD)
     return [own, POLICY, OPTIMIZER, *([HELD] if held is not None else [])]
 
 
-def load_whole(folder: Path, ranks: Ranks, policy: WholeModel, optimizer: Optimizer, held: WholeModel | None) -> None:
+def load_whole(
+    folder: Path,
+    ranks: Ranks,
+    policy: WholeModel,
+    optimizer: Optimizer,
+    held: WholeModel | None,
+    loss_scale: LossScale,
+) -> None:
     """Go on from a `save_whole`, also of another number of ranks."""
-    from safetensors.torch import load_file, load_model
+    from safetensors.torch import load_file
 
-    load_model(policy.model, folder / POLICY)
+    policy.load(folder / POLICY)
     load_optimizer_tensors(optimizer, load_file(folder / OPTIMIZER))
     if held is not None:
-        load_model(held.model, folder / HELD)
-    own = folder / f"rng-{ranks.rank}.safetensors"
-    if own.exists():
-        set_rng_state(load_file(own), ranks.device)
+        held.load(folder / HELD)
+    load_own(folder, ranks, loss_scale)

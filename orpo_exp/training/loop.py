@@ -93,7 +93,8 @@ class Loop:
         ranks, rows = self.plugin.ranks, [pair.row for pair in share.pairs]
         metrics = reduce_outputs(ranks, outputs, share.counts)
         refuse_non_finite(self.step, metrics, ranks, outputs, rows)
-        metrics["grad_norm"] = self.plugin.step(lr)
+        norm = self.plugin.step(lr)
+        metrics |= self.plugin.loss_scale.metrics() | ({} if norm is None else {"grad_norm": norm})
         refuse_non_finite(self.step, metrics, ranks, outputs, rows)
         self.lam_schedule.update(metrics)
         self.speed.count(pairs)

@@ -1,0 +1,169 @@
+"""Parameters in pieces: what a rank holds of each, and checkpoints in which each rank writes its own.
+
+A checkpoint of pieces says of each tensor where it lies in the whole parameter. So it can be read by any other split,
+and by one process alone.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+WEIGHT = "weight"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Which numbers of a whole parameter these are: of its entries `first` to `last` along `dim`, flattened, those from
+    `start` to `stop`."""
+
+    shape: tuple[int, ...]
+    dim: int
+    first: int
+    last: int
+    start: int
+    stop: int
+
+    @staticmethod
+    def whole(shape: Sequence[int]) -> "Piece":
+        """All of a parameter."""
+        return Piece(tuple(shape), 0, 0, shape[0] if shape else 1, 0, torch.Size(shape).numel())
+
+    @staticmethod
+    def block(shape: Sequence[int], dim: int, first: int, last: int) -> "Piece":
+        """Some entries along one dimension, as tensor parallelism cuts; `last` may lie beyond the end, in a padding."""
+        last = min(last, shape[dim])
+        first = min(first, last)
+        return Piece(tuple(shape), dim, first, last, 0, torch.Size(shape).numel() // shape[dim] * (last - first))
+
+    def range(self, start: int, stop: int) -> "Piece":
+        """Of this block, flattened, some numbers, as ZeRO cuts; `stop` may lie beyond the end, in a padding."""
+        return Piece(self.shape, self.dim, self.first, self.last, min(start, self.stop), min(stop, self.stop))
+
+    @property
+    def numel(self) -> int:
+        """How many numbers it has."""
+        return self.stop - self.start
+
+    def cut(self, whole: Tensor) -> Tensor:
+        """These numbers of a whole parameter, 1-D."""
+        return self._block(whole).flatten()[self.start : self.stop]
+
+    def put(self, whole: Tensor, numbers: Tensor) -> None:
+        """Write these numbers, 1-D, to their place in a whole parameter."""
+        block = self._block(whole)
+        flat = block.flatten().clone()
+        flat[self.start : self.stop] = numbers
+        block.copy_(flat.view_as(block))
+
+    def _block(self, whole: Tensor) -> Tensor:
+        return whole.narrow(self.dim, self.first, self.last - self.first) if self.shape else whole
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a rank holds of one parameter.
+
+    name: the parameter's, as in the model's Hugging Face form. tensor: the numbers that the optimizer updates, master
+    weights where there are any; perhaps with a padding behind them.
+    """
+
+    name: str
+    piece: Piece
+    tensor: Tensor
+
+
+def save_pieces(path: Path, held: Sequence[Held], optimizer: Optimizer | None) -> None:
+    """Write a rank's parameters and their optimizer states."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Tensor] = {}
+    places: dict[str, str] = {}
+    for part in held:
+        places[part.name] = json.dumps(astuple(part.piece))
+        state = optimizer.state.get(part.tensor, {}) if optimizer else {}
+        for key, value in {WEIGHT: part.tensor, **state}.items():
+            value = value.detach()
+            numbers = value if value.ndim == 0 else value.flatten()[: part.piece.numel]
+            tensors[f"{part.name}/{key}"] = numbers.to("cpu", copy=True).contiguous()
+    save_file(tensors, path, metadata=places)
+
+
+class Pieces:
+    """The pieces of a checkpoint, all ranks' files together."""
+
+    def __init__(self, folder: Path, stem: str) -> None:
+        """stem: what the names of its files begin with."""
+        from safetensors import safe_open
+
+        self.files: list[Any] = [safe_open(path, "pt") for path in sorted(folder.glob(f"{stem}-*.safetensors"))]
+
+    @cached_property
+    def index(self) -> dict[str, list[tuple[Piece, Any]]]:
+        """Where the pieces of each parameter lie."""
+        index: dict[str, list[tuple[Piece, Any]]] = {}
+        for file in self.files:
+            for name, place in file.metadata().items():
+                shape, *numbers = json.loads(place)
+                index.setdefault(name, []).append((Piece(tuple(shape), *numbers), file))
+        return index
+
+    @cached_property
+    def _keys(self) -> dict[str, list[str]]:
+        keys: dict[str, list[str]] = {}
+        for file in self.files:
+            for key in file.keys():  # noqa: SIM118 (a safetensors file cannot be iterated over)
+                name, _, of = key.rpartition("/")
+                keys.setdefault(name, []).append(of)
+        return {name: sorted(set(of)) for name, of in keys.items()}
+
+    def states(self, name: str) -> list[str]:
+        """The names of what an optimizer keeps for a parameter."""
+        return [key for key in self._keys.get(name, []) if key != WEIGHT]
+
+    def whole(self, name: str, key: str = WEIGHT) -> Tensor:
+        """A whole parameter, or a whole state of it."""
+        shape = self.index[name][0][0].shape
+        whole: Tensor | None = None
+        for piece, file in self.index[name]:
+            numbers = file.get_tensor(f"{name}/{key}")
+            if numbers.ndim == 0:  # a count of steps: the same for all of it
+                return numbers.clone()
+            whole = torch.empty(shape, dtype=numbers.dtype) if whole is None else whole
+            piece.put(whole, numbers)
+        assert whole is not None
+        return whole
+
+    def part(self, name: str, key: str, wanted: Piece) -> Tensor:
+        """Some numbers of a parameter or of its state, 1-D; a count of steps as it is."""
+        for piece, file in self.index[name]:
+            if piece == wanted:
+                return file.get_tensor(f"{name}/{key}").clone()
+        whole = self.whole(name, key)
+        return whole if whole.ndim == 0 else wanted.cut(whole)
+
+
+@torch.no_grad()
+def load_pieces(pieces: Pieces, held: Sequence[Held], optimizer: Optimizer | None) -> None:
+    """Give a rank's parameters, and their optimizer, what a checkpoint of this or of another split says of them."""
+    for part in held:
+        numbers = pieces.part(part.name, WEIGHT, part.piece)
+        part.tensor.view(-1)[: part.piece.numel].copy_(numbers)
+        if optimizer is None:
+            continue
+        state: dict[str, Tensor] = {}
+        for key in pieces.states(part.name):
+            value = pieces.part(part.name, key, part.piece)
+            if value.ndim == 0:
+                state[key] = value
+            else:
+                state[key] = torch.zeros_like(part.tensor, dtype=value.dtype)
+                state[key].view(-1)[: part.piece.numel].copy_(value)
+        if state:
+            optimizer.state[part.tensor] = state

@@ -1,0 +1,180 @@
+"""Data parallelism with a split optimizer: ColossalAI's LowLevelZeroPlugin, ZeRO stages 1 and 2.
+
+Rajbhandari et al. 2020, arXiv 1910.02054. Each rank holds the whole model, and of the optimizer's state (with stage 2
+of the gradients too) its share: parameter by parameter, flattened, an equal range for each rank.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from orpo_exp.plugins.base import PLUGINS, Build, MakeOptimizer, Objective, Plugin, PluginConfig, Which
+from orpo_exp.plugins.colossal import colossalai_imported
+from orpo_exp.plugins.pieces import Held, Piece, Pieces, load_pieces, save_pieces
+from orpo_exp.plugins.precision import Precision
+from orpo_exp.plugins.processes import Place
+from orpo_exp.plugins.state import load_own, save_own
+from orpo_exp.plugins.whole import HELD, WholeModel, accumulate
+from orpo_exp.schema import setting
+from orpo_exp.types import Batch, BuiltModel, LossOutput
+
+STATE = "zero"  # what the names of a checkpoint's files of pieces begin with
+
+
+@dataclass
+class ZeroConfig(PluginConfig):
+    """bucket_size: millions of gradient numbers that travel together. overlap: whether they do during the backward
+    pass; on GPUs alone."""
+
+    bucket_size: int = setting(12, ge=1)
+    overlap: bool = True
+
+
+class Zero(Plugin):
+    """ZeRO on CPUs (gloo) and GPUs (nccl). stage: 1 splits the optimizer's state, 2 the gradients as well.
+    offload: whether both lie in the host's memory."""
+
+    Config = ZeroConfig
+    config: ZeroConfig
+    precisions = frozenset(Precision)
+    checkpoint_form = "pieces"
+    stage: ClassVar[int]
+    offload: ClassVar[bool] = False
+
+    def __init__(self, config: ZeroConfig, place: Place) -> None:
+        super().__init__(config, place)
+        with colossalai_imported():
+            from colossalai.booster import Booster
+            from colossalai.booster.plugin import LowLevelZeroPlugin
+
+        # clipping and the loss scale are this plugin's own: ColossalAI's updates also by what is not finite
+        plugin = LowLevelZeroPlugin(
+            stage=self.stage,
+            precision="fp32",  # which leaves weights and inputs as they are
+            reduce_bucket_size_in_m=config.bucket_size,
+            overlap_communication=config.overlap and self.device.type == "cuda",
+            cpu_offload=self.offload,
+        )
+        self.booster: Any = Booster(plugin=plugin)
+
+    @override
+    def prepare(self, build: Build, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
+        built = build()
+        built.model.to(self.device, self.config.precision.weights)
+        optimizer = make_optimizer(built.model.parameters())
+        model, optimizer, *_ = self.booster.boost(built.model, optimizer)
+        self.adopt(model, optimizer, built.finish_logits, max_grad_norm)
+
+    @override
+    def adopt(
+        self, model: Any, optimizer: Any, finish_logits: Callable[[Tensor], Tensor], max_grad_norm: float | None
+    ) -> None:
+        self.wrapper, self.optimizer, self.max_grad_norm = model, optimizer, max_grad_norm
+        self.policy = self._whole(BuiltModel(model.unwrap(), finish_logits))
+        self.models[Which.policy] = self.policy
+        optimizer.mixed_precision_mixin = self.loss_scale
+        optimizer._compute_grad_norm = lambda **_: 0.0  # of use for its own clipping alone
+
+    @override
+    def hold_reference(self, build: Build) -> None:
+        self.held = self.models[Which.held] = self._whole(build())
+        self.held.model.requires_grad_(False)
+
+    def _whole(self, built: BuiltModel) -> WholeModel:
+        built.model.to(self.device, self.config.precision.weights)
+        return WholeModel(built, self.device, self.config.precision.dtype)
+
+    @override
+    def load(self, folder: Path, held: bool) -> None:
+        pieces = Pieces(folder, STATE)
+        load_pieces(pieces, self._held_pieces(), self.optimizer.optim)
+        with torch.no_grad():
+            for name, parameter in self.policy.model.named_parameters():
+                parameter.copy_(pieces.whole(name))
+        if held:
+            self.held.load(folder / HELD)
+        load_own(folder, self.ranks, self.loss_scale)
+
+    @override
+    def forward_backward(self, micro_batches: Sequence[Batch], objective: Objective) -> list[LossOutput]:
+        # ZeRO averages over ranks; the objective's shares are to be summed
+        factor = self.ranks.replicas * self.loss_scale.scale
+        return accumulate(
+            self.policy,
+            self.wrapper,
+            micro_batches,
+            objective,
+            lambda loss: self.booster.backward(loss * factor, self.optimizer),
+            # with stage 2 nobody keeps a whole gradient: it travels with each micro-batch
+            quiet=nullcontext if self.stage == 2 else self.optimizer.no_sync,
+        )
+
+    @override
+    def step(self, lr: float) -> float | None:
+        squares = sum(float(grad.double().square().sum()) for grad in self._gradients())
+        norm = math.sqrt(self.ranks.total(squares)) / self.loss_scale.scale
+        if self.loss_scale.judge(norm, self.max_grad_norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return self.loss_scale.told(norm)
+
+    @override
+    def save(self, folder: Path, held: bool) -> list[str]:
+        own = f"{STATE}-{self.ranks.rank}.safetensors"
+        save_pieces(folder / own, self._held_pieces(), self.optimizer.optim)
+        files = [own, save_own(folder, self.ranks, self.loss_scale)]
+        if held and self.ranks.is_main:
+            self.held.save(folder / HELD)
+            files.append(HELD)
+        return files
+
+    @override
+    def save_weights(self, folder: Path) -> None:
+        if self.ranks.is_main:
+            self.policy.model.save_pretrained(folder, safe_serialization=True)
+        self.ranks.barrier()
+
+    def _gradients(self) -> list[Tensor]:
+        """This rank's ranges of the gradient, still scaled."""
+        groups = range(self.optimizer.num_param_groups)
+        return [grad for group in groups for grad in self.optimizer.get_working_grads_by_group_id(group)]
+
+    def _held_pieces(self) -> list[Held]:
+        """This rank's ranges of the weights, float32, as the optimizer updates them."""
+        masters = self.optimizer.get_working_to_master_map()
+        held = []
+        for name, parameter in self.policy.model.named_parameters():
+            if (master := masters.get(id(parameter))) is not None:
+                start = self.ranks.rank * master.numel()
+                held.append(Held(name, Piece.whole(parameter.shape).range(start, start + master.numel()), master))
+        return held
+
+
+@PLUGINS.register("zero1")
+class Zero1(Zero):
+    """The optimizer's state is split among the ranks."""
+
+    stage = 1
+
+
+@PLUGINS.register("zero2")
+class Zero2(Zero):
+    """The optimizer's state and the gradients are split among the ranks; they travel with each micro-batch."""
+
+    stage = 2
+
+
+@PLUGINS.register("zero2_offload")
+class Zero2Offload(Zero2):
+    """As zero2, with the optimizer's state, its float32 weights and its update in the host's memory."""
+
+    offload = True
