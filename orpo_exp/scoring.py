@@ -4,7 +4,7 @@ Logits are made only where a token is scored, and a bounded number of them at a 
 all, they are made again in the backward pass instead of being kept.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -19,17 +19,43 @@ CHUNK_NUMBERS = 2**24
 Head = Callable[[Tensor], Tensor]
 
 
+class Vocabulary:
+    """What is asked of logits: here all columns lie on one rank.
+
+    columns: of each rank, the most there are; None: as many as the head makes.
+    """
+
+    columns: int | None = None
+
+    def logsumexp(self, logits: Tensor) -> Tensor:
+        """(n, columns here) -> (n,) over the whole vocabulary."""
+        return logits.logsumexp(1)
+
+    def pick(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """(n, columns here), (n,) int64 -> (n,) the logits of these tokens."""
+        return logits.gather(1, tokens[:, None]).squeeze(1)
+
+    def largest(self, logits: Tensor) -> Tensor:
+        """(n, columns here) -> (n,) int64, the token with the largest logit; of equal ones the first."""
+        return logits.argmax(1)
+
+
+WHOLE = Vocabulary()
+
+
 @contextmanager
 def captured_hidden(output_embeddings: nn.Module) -> Iterator[list[Tensor]]:
     """Run a causal LM for its last hidden states alone.
 
     Inside the context the model's own head is given no position, so that its forward makes no logits, and each forward
     appends the (sequences, positions, hidden) states that would have gone into the head. The model is called as a
-    whole, by whatever wraps it: no wrapper has to know.
+    whole, by whatever wraps it: no wrapper has to know. A call of the head with (n, hidden) states is left alone.
     """
     captured: list[Tensor] = []
 
-    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
+    def keep(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if args[0].ndim != 3:
+            return args
         captured.append(args[0])
         return (args[0][:, :0],)
 
@@ -40,17 +66,27 @@ def captured_hidden(output_embeddings: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def pair_logps(hidden: Tensor, head: Head, index: ScoreIndex, chunk_numbers: int = CHUNK_NUMBERS) -> PairLogps:
+def pair_logps(
+    hidden: Tensor,
+    head: Head,
+    index: ScoreIndex,
+    chunk_numbers: int = CHUNK_NUMBERS,
+    vocabulary: Vocabulary = WHOLE,
+) -> PairLogps:
     """Log-probability of every scored token.
 
     hidden: (sequences, positions, hidden), the states that go into the head.
-    head: (n, hidden) -> (n, vocabulary) logits.
+    head: (n, hidden) -> (n, vocabulary) logits, or the columns of them that `vocabulary` says.
     index: which states to score, against which tokens.
     """
     # (sequences, positions, hidden) -> (scored tokens, hidden), in the order of PairLogps
     states = hidden[index.sequence.to(hidden.device), index.position.to(hidden.device)]
-    scored = token_logps(states, head, index.target.to(hidden.device), chunk_numbers, index.log_squared)
-    # (scored tokens,) -> (tokens,) for each span
+    target = index.target.to(hidden.device)
+    return by_span(index, token_logps(states, head, target, chunk_numbers, index.log_squared, vocabulary))
+
+
+def by_span(index: ScoreIndex, scored: Sequence[Tensor]) -> PairLogps:
+    """What `token_logps` gives of an index, (scored tokens,) each, as (tokens,) for each span."""
     spans = list(index.lengths)
     sizes = [int(index.lengths[span].sum()) for span in spans]
     parts = zip(*(numbers.split(sizes) for numbers in scored), strict=True)
@@ -60,7 +96,12 @@ def pair_logps(hidden: Tensor, head: Head, index: ScoreIndex, chunk_numbers: int
 
 
 def token_logps(
-    hidden: Tensor, head: Head, target: Tensor, chunk_numbers: int = CHUNK_NUMBERS, log_squared: bool = False
+    hidden: Tensor,
+    head: Head,
+    target: Tensor,
+    chunk_numbers: int = CHUNK_NUMBERS,
+    log_squared: bool = False,
+    vocabulary: Vocabulary = WHOLE,
 ) -> tuple[Tensor, ...]:
     """log p(target) under softmax(head(hidden)); with `log_squared` also log sum_v p(v)^2, without gradient.
 
@@ -69,14 +110,14 @@ def token_logps(
 
     def chunk_logps(states: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
         logits = head(states).float()  # (chunk, vocabulary)
-        normaliser = logits.logsumexp(1)
-        logps = logits.gather(1, tokens[:, None]).squeeze(1) - normaliser
+        normaliser = vocabulary.logsumexp(logits)
+        logps = vocabulary.pick(logits, tokens) - normaliser
         if not log_squared:
             return (logps,)
-        return logps, (2 * logits.detach()).logsumexp(1) - 2 * normaliser.detach()
+        return logps, vocabulary.logsumexp(2 * logits.detach()) - 2 * normaliser.detach()
 
-    vocabulary = head(hidden[:1].detach()).shape[-1] if len(hidden) else 1
-    size = max(1, chunk_numbers // vocabulary)
+    columns = vocabulary.columns or (head(hidden[:1].detach()).shape[-1] if len(hidden) else 1)
+    size = max(1, chunk_numbers // columns)
     if len(hidden) <= size:
         return chunk_logps(hidden, target)
     chunks = zip(hidden.split(size), target.split(size), strict=True)

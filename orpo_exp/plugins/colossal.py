@@ -29,6 +29,13 @@ def colossalai_imported() -> Iterator[None]:
         loud.setLevel(level)
 
 
+@contextmanager
+def unannounced() -> Iterator[None]:
+    """Without the warnings of torch about functions that ColossalAI calls by their former names."""
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        yield
+
+
 def _complete_distributed() -> None:
     """Its pipelines ask for the backend of another vendor's devices, which torch no longer names (pipeline/p2p.py)."""
     import torch.distributed as dist
@@ -61,8 +68,11 @@ def _complete_cpu_accelerator() -> None:
         def current_device(self) -> int:
             return 0
 
+        def device_count(self) -> int:
+            return 1
+
         # a CPU has one stream: work is done when the call returns
-        def Stream(self, *args: Any, **kwargs: Any) -> None:  # noqa: N802 (the library's name)
+        def Stream(self, *args: Any, **kwargs: Any) -> None:
             return None
 
         def current_stream(self, device: Any = None) -> None:

@@ -5,15 +5,18 @@ and by one process alone.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
+
+from orpo_exp.plugins.ranks import Ranks
 
 WEIGHT = "weight"
 
@@ -167,3 +170,69 @@ def load_pieces(pieces: Pieces, held: Sequence[Held], optimizer: Optimizer | Non
                 state[key].view(-1)[: part.piece.numel].copy_(value)
         if state:
             optimizer.state[part.tensor] = state
+
+
+@torch.no_grad()
+def gathered(ranks: Ranks, held: Sequence[Held]) -> Iterator[tuple[str, Tensor]]:
+    """Every whole parameter with its name, in the order of names, one at a time: on the main rank, on the CPU. The
+    others send what it lacks and get nothing; all ranks go through all of it."""
+    own = {part.name: part for part in held}
+    said = [json.loads(text) for text in ranks.exchange(json.dumps({n: astuple(p.piece) for n, p in own.items()}))]
+    for name in sorted({name for of in said for name in of}):
+        sources: dict[Piece, int] = {}
+        for rank, of in enumerate(said):
+            if name in of:
+                shape, *numbers = of[name]
+                sources.setdefault(Piece(tuple(shape), *numbers), rank)
+        whole: Tensor | None = None
+        for piece, rank in sources.items():
+            if rank == ranks.rank:
+                numbers = own[name].tensor.detach().flatten()[: piece.numel]
+                if not ranks.is_main:
+                    dist.send(numbers.contiguous(), 0)
+            elif ranks.is_main:
+                numbers = torch.empty(piece.numel, dtype=held[0].tensor.dtype, device=ranks.device)
+                dist.recv(numbers, rank)
+            if ranks.is_main:
+                whole = torch.empty(piece.shape, dtype=numbers.dtype) if whole is None else whole
+                piece.put(whole, numbers.cpu())
+        if whole is not None:
+            yield name, whole
+
+
+def write_model(folder: Path, config: Any, tensors: Iterator[tuple[str, Tensor]], most: int = 5 * 10**9) -> None:
+    """Write weights as a Hugging Face folder: config.json and safetensors of at most `most` bytes each.
+
+    config: the model's, its PretrainedConfig. No more than one file's tensors are held at a time.
+    """
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save_pretrained(folder)
+    parts: list[list[str]] = []
+    waiting: dict[str, Tensor] = {}
+    size = total = 0
+
+    def write() -> None:
+        save_file(waiting, folder / f"part-{len(parts)}.safetensors", metadata={"format": "pt"})
+        parts.append(list(waiting))
+        waiting.clear()
+
+    for name, tensor in tensors:
+        if waiting and size + tensor.nbytes > most:
+            write()
+            size = 0
+        waiting[name] = tensor.contiguous()
+        size, total = size + tensor.nbytes, total + tensor.nbytes
+    write()
+    if len(parts) == 1:
+        (folder / "part-0.safetensors").rename(folder / "model.safetensors")
+        return
+    files = [f"model-{i + 1:05d}-of-{len(parts):05d}.safetensors" for i in range(len(parts))]
+    for i, file in enumerate(files):
+        (folder / f"part-{i}.safetensors").rename(folder / file)
+    index = {
+        "metadata": {"total_size": total},
+        "weight_map": {name: file for file, names in zip(files, parts, strict=True) for name in names},
+    }
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")

@@ -1,0 +1,226 @@
+"""Tensor, pipeline, sequence and data parallelism together: ColossalAI's HybridParallelPlugin."""
+
+import copy
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from typing_extensions import override
+
+from orpo_exp.plugins.base import PLUGINS, Build, MakeOptimizer, Objective, Plugin, PluginConfig, Which
+from orpo_exp.plugins.colossal import colossalai_imported, unannounced
+from orpo_exp.plugins.pieces import Held, Pieces, gathered, load_pieces, save_pieces, write_model
+from orpo_exp.plugins.precision import Precision
+from orpo_exp.plugins.processes import Place
+from orpo_exp.plugins.split import SplitModel
+from orpo_exp.plugins.state import load_own, save_own
+from orpo_exp.schema import setting
+from orpo_exp.types import Batch, LossOutput
+
+STATE, HELD = "hybrid", "reference"  # what the names of a checkpoint's files of pieces begin with
+
+
+@dataclass
+class HybridConfig(PluginConfig):
+    """tp_size: ranks that share every matrix. pp_size: stages that share the layers. zero_stage: how the optimizer is
+    split over the replicas (0, 1, 2). cpu_offload: whether its state lies in the host's memory, with ZeRO.
+    layers_per_stage: None shares them evenly. bucket_size, overlap: as in zero1, with ZeRO."""
+
+    tp_size: int = setting(1, ge=1)
+    pp_size: int = setting(1, ge=1)
+    zero_stage: int = setting(0, ge=0, le=2)
+    cpu_offload: bool = False
+    layers_per_stage: list[int] | None = None
+    bucket_size: int = setting(12, ge=1)
+    overlap: bool = True
+
+
+@PLUGINS.register("hybrid")
+class Hybrid(Plugin):
+    """A replica is tp_size * pp_size ranks; the others are further replicas. CPUs (gloo) and GPUs (nccl)."""
+
+    Config = HybridConfig
+    config: HybridConfig
+    precisions = frozenset({Precision.fp32, Precision.tf32, Precision.bf16_weights, Precision.fp16_weights})
+    checkpoint_form = "pieces"
+
+    def __init__(self, config: HybridConfig, place: Place) -> None:
+        super().__init__(config, place)
+        with colossalai_imported():
+            from colossalai.booster import Booster
+            from colossalai.booster.plugin import HybridParallelPlugin
+
+        names = {torch.bfloat16: "bf16", torch.float16: "fp16"}
+        # clipping and the loss scale are this plugin's own: ColossalAI's updates also by what is not finite
+        self.split: Any = HybridParallelPlugin(
+            tp_size=config.tp_size,
+            pp_size=config.pp_size,
+            precision=names.get(config.precision.weights or torch.float32, "fp32"),
+            zero_stage=config.zero_stage,
+            cpu_offload=config.cpu_offload,
+            num_layers_per_stage=config.layers_per_stage,
+            num_microbatches=1,  # the layout says how many: pipeline.py
+            enable_metadata_cache=False,
+            make_vocab_size_divisible_by=1,
+            zero_bucket_size_in_m=config.bucket_size,
+            overlap_communication=config.overlap and self.device.type == "cuda",
+        )
+        self.booster: Any = Booster(plugin=self.split)
+
+    @classmethod
+    @override
+    def replica_of(cls, config: PluginConfig, world_size: int) -> list[int]:
+        assert isinstance(config, HybridConfig)
+        return [rank // (config.tp_size * config.pp_size) for rank in range(world_size)]
+
+    @override
+    def prepare(self, build: Build, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
+        built = build()
+        wrapper = self._sharded(built.model)
+        with unannounced():
+            wrapper, optimizer, *_ = self.booster.boost(wrapper, make_optimizer(wrapper.unwrap().parameters()))
+        self.adopt(wrapper, optimizer, built.finish_logits, max_grad_norm)
+
+    @override
+    def adopt(
+        self, model: Any, optimizer: Any, finish_logits: Callable[[Tensor], Tensor], max_grad_norm: float | None
+    ) -> None:
+        self.wrapper, self.optimizer, self.max_grad_norm = model, optimizer, max_grad_norm
+        self.policy = SplitModel(model, finish_logits, self.ranks, self.split)
+        self.models[Which.policy] = self.policy
+        if hasattr(optimizer, "mixed_precision"):
+            optimizer.mixed_precision = self.loss_scale
+        else:
+            optimizer.mixed_precision_mixin = self.loss_scale
+        optimizer._compute_grad_norm = lambda **_: 0.0  # of use for its own clipping alone
+
+    @override
+    def hold_reference(self, build: Build) -> None:
+        built = build()
+        self.held = self.models[Which.held] = SplitModel(
+            self._sharded(built.model), built.finish_logits, self.ranks, self.split
+        )
+        self.held.model.requires_grad_(False)
+
+    @override
+    def load(self, folder: Path, held: bool) -> None:
+        pieces = Pieces(folder, STATE)
+        load_pieces(pieces, self._updated(), self.optimizer.optim)
+        load_pieces(pieces, self.policy.held(), None)
+        if held:
+            load_pieces(Pieces(folder, HELD), self.held.held(), None)
+        load_own(folder, self.ranks, self.loss_scale)
+
+    @override
+    def forward_backward(self, micro_batches: Sequence[Batch], objective: Objective) -> list[LossOutput]:
+        self.policy.model.train()
+        outputs: list[LossOutput] = []
+        # gradients are averaged over this group; the objective's shares are to be summed
+        factor = dist.get_world_size(self.split.mixed_dp_group) * self.loss_scale.scale
+
+        def loss(number: int, hidden: Tensor) -> Tensor:
+            outputs.append(objective(number, self.policy.logps(micro_batches[number], hidden)))
+            return outputs[-1].loss * factor
+
+        stage = self.config.zero_stage
+        # with stage 2 nobody keeps a whole gradient: it travels with each micro-batch
+        quiet = [self.wrapper.no_sync, getattr(self.optimizer, "no_sync", nullcontext), nullcontext][stage]
+        with unannounced():
+            with quiet():
+                self.policy.passes([batch.inputs for batch in micro_batches], loss, self.optimizer)
+            self.wrapper.sync_shared_params()
+            if stage < 2:
+                self.wrapper.sync_sp_grads()
+                (self.optimizer if stage else self.wrapper).sync_dp_grads()
+        return self.ranks.hand_out(outputs if self.policy.where.speaks else None)
+
+    @override
+    def step(self, lr: float) -> float | None:
+        norm = math.sqrt(self.ranks.total(self._squares())) / self.loss_scale.scale
+        if self.loss_scale.judge(norm, self.max_grad_norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+                if (
+                    self.config.zero_stage == 0 and not self.config.precision.weights
+                ):  # ColossalAI leaves them as they are
+                    for parameter in group["params"]:
+                        parameter.grad.div_(self.loss_scale.get_grad_div_scale())
+            with unannounced():
+                self.optimizer.step()
+        self.optimizer.zero_grad()
+        return self.loss_scale.told(norm)
+
+    @override
+    def save(self, folder: Path, held: bool) -> list[str]:
+        files = [f"{STATE}-{self.ranks.rank}.safetensors", save_own(folder, self.ranks, self.loss_scale)]
+        save_pieces(folder / files[0], self._updated(), self.optimizer.optim)
+        if held:
+            files.append(f"{HELD}-{self.ranks.rank}.safetensors")
+            save_pieces(folder / files[-1], self.held.held(), None)
+        return files
+
+    @override
+    def save_weights(self, folder: Path) -> None:
+        config = copy.deepcopy(self.policy.model.config)
+        config.architectures = [type(self.policy.model).__name__]
+        weights = gathered(self.ranks, self.policy.held())
+        if self.ranks.is_main:
+            write_model(folder, config, weights)
+        else:
+            deque(weights, maxlen=0)  # sends what the main rank lacks
+        self.ranks.barrier()
+
+    def _sharded(self, model: Any) -> Any:
+        """The model, cut, on this rank's device. Without torch's DDP, which would hold its gradients twice: they travel
+        after the last micro-batch."""
+        with colossalai_imported():
+            from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelModule
+
+        split = self.split
+        return HybridParallelModule(
+            model,
+            precision=split.precision,
+            shard_config=split.shard_config,
+            dp_group=split.mixed_dp_group,
+            tp_group=split.tp_group,
+            sp_group=split.sp_group,
+            use_ddp=False,
+            ddp_config={},
+            custom_policy=None,
+        )
+
+    def _updated(self) -> list[Held]:
+        """What this rank's optimizer updates: the weights, or float32 copies of them or of a range of them."""
+        masters = self.optimizer.get_working_to_master_map()
+        if masters is None:
+            return self.policy.held()
+        rank = dist.get_rank(self.split.mixed_dp_group) if self.config.zero_stage else 0
+        updated = []
+        for held in self.policy.held():
+            master = masters[id(held.tensor)]
+            start = rank * master.numel()
+            updated.append(Held(held.name, held.piece.range(start, start + master.numel()), master))
+        return updated
+
+    def _squares(self) -> float:
+        """This rank's part of the sum of all squares of the gradient, still scaled: what several ranks have counts
+        once."""
+        from colossalai.tensor.d_tensor import is_distributed_tensor
+
+        tied = {id(of): len(stages) for stages in self.wrapper.shared_params for of in stages.values()}
+        total = 0.0
+        for parameter in self.policy.model.parameters():
+            grad = parameter.grad
+            if self.config.zero_stage:
+                grad = self.optimizer.get_working_grad_by_param_id(id(parameter))
+            if grad is not None:
+                copies = 1 if is_distributed_tensor(parameter) else dist.get_world_size(self.split.tp_group)
+                total += float(grad.double().square().sum()) / copies / tied.get(id(parameter), 1)
+        return total if self.config.zero_stage else total / dist.get_world_size(self.split.mixed_dp_group)

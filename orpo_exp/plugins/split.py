@@ -1,0 +1,194 @@
+"""A causal LM that is split over the ranks of its replica: by columns and rows of its matrices, by stages."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from orpo_exp.plugins.pieces import Held, Piece, gathered
+from orpo_exp.plugins.pipeline import ragged_schedule, run_pipeline
+from orpo_exp.plugins.ranks import Ranks
+from orpo_exp.plugins.split_vocabulary import SplitVocabulary
+from orpo_exp.scoring import WHOLE, Vocabulary, by_span, captured_hidden, pair_logps
+from orpo_exp.types import Batch, PairLogps
+
+Finish = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where this rank stands in its replica."""
+
+    stages: int
+    stage: int
+    tensor_group: dist.ProcessGroup
+    pipeline_group: dist.ProcessGroup
+
+    @property
+    def last(self) -> bool:
+        """Whether it has the last stage of the pipeline."""
+        return self.stage == self.stages - 1
+
+    @property
+    def speaks(self) -> bool:
+        """Whether it is the one rank of the last stage that tells the others what came out."""
+        return self.last and dist.get_rank(self.tensor_group) == 0
+
+
+class SplitModel:
+    """ColossalAI's HybridParallelModule as a Scorer (see base.py)."""
+
+    def __init__(self, wrapper: Any, finish_logits: Finish, ranks: Ranks, split: Any) -> None:
+        """wrapper: the sharded model. split: the HybridParallelPlugin that sharded it."""
+        self.wrapper, self.finish_logits, self.ranks, self.device = wrapper, finish_logits, ranks, ranks.device
+        self.model: Any = wrapper.unwrap()
+        manager = split.stage_manager
+        self.where = Where(
+            stages=manager.num_stages if manager else 1,
+            stage=manager.stage if manager else 0,
+            tensor_group=split.tp_group,
+            pipeline_group=split.pp_group,
+        )
+        self.scheduler = None
+        if manager:
+            self.scheduler = ragged_schedule()(manager, num_microbatches=1, enable_metadata_cache=False)
+        self.vocabulary: Vocabulary = WHOLE
+        if self.where.last:
+            self.head: nn.Module = self.model.get_output_embeddings()
+            if split.tp_size > 1:
+                self.vocabulary = SplitVocabulary(split.tp_group, self.head.weight.shape[0])
+
+    def passes(
+        self,
+        inputs: Sequence[Mapping[str, Tensor]],
+        use: Callable[[int, Tensor], Tensor],
+        optimizer: Any = None,
+    ) -> None:
+        """The forward passes of some micro-batches, and the backward passes where there is an optimizer.
+
+        use: called on the ranks of the last stage with the number of a micro-batch and the (sequences, positions,
+        hidden) states that go into the head; gives its loss.
+        """
+        on_device = [{name: t.to(self.device) for name, t in of.items()} | {"use_cache": False} for of in inputs]
+        nothing: list[Tensor] = []
+        with captured_hidden(self.head) if self.where.last else nullcontext(nothing) as hidden:
+            if self.scheduler is not None:
+                run_pipeline(self.scheduler, self.wrapper, on_device, lambda n: use(n, hidden.pop()), optimizer)
+                return
+            for number, of in enumerate(on_device):
+                self.wrapper(**of)
+                loss = use(number, hidden.pop())
+                if optimizer is not None:
+                    optimizer.backward(loss)
+
+    def logps(self, batch: Batch, hidden: Tensor) -> PairLogps:
+        """The log-probabilities of a batch, on a rank of the last stage."""
+        return pair_logps(
+            hidden, lambda states: self.finish_logits(self.head(states)), batch.score, vocabulary=self.vocabulary
+        )
+
+    @torch.no_grad()
+    def score(self, micro_batches: Sequence[Batch]) -> PairLogps:
+        """The log-probabilities of all pairs without gradient, on every rank, micro-batch after micro-batch."""
+        self.model.eval()
+        scored: list[list[Tensor]] = []
+
+        def keep(number: int, hidden: Tensor) -> Tensor:
+            spans = self.logps(micro_batches[number], hidden).by_span().values()
+            columns = [torch.cat([of.values for of in spans])]
+            if micro_batches[number].score.log_squared:
+                columns.append(torch.cat([of.log_squared for of in spans if of.log_squared is not None]))
+            scored.append(columns)
+            return columns[0].new_zeros(())
+
+        self.passes([batch.inputs for batch in micro_batches], keep)
+        parts = []
+        for number, batch in enumerate(micro_batches):
+            shape = (1 + batch.score.log_squared, len(batch.score.target))
+            numbers = torch.stack(scored[number]) if self.where.last else torch.empty(shape, device=self.device)
+            parts.append(by_span(batch.score, self._from_last(numbers).unbind()))
+        return PairLogps.concatenate(parts)
+
+    @torch.no_grad()
+    def generate(self, prompts: Sequence[Tensor], max_new_tokens: int, eos: int) -> list[list[int]]:
+        """Greedy continuations, every text whole through all stages for every token: these are few."""
+        self.model.eval()
+        texts = [prompt.long() for prompt in prompts]
+        answers: list[list[int]] = [[] for _ in prompts]
+        going = list(range(len(prompts)))
+        for _ in range(max_new_tokens):
+            found = torch.zeros(len(going), dtype=torch.int64, device=self.device)
+
+            def note(number: int, hidden: Tensor) -> Tensor:
+                logits = self.finish_logits(self.head(hidden[:, -1])).float()
+                found[number] = self.vocabulary.largest(logits)[0]  # noqa: B023 (called within this turn)
+                return logits.new_zeros(())
+
+            self.passes([{"input_ids": texts[i][None]} for i in going], note)
+            for i, token in zip(going, self._from_last(found).tolist(), strict=True):
+                answers[i].append(token)
+                texts[i] = torch.cat([texts[i], torch.tensor([token])])
+            going = [i for i in going if answers[i][-1] != eos]
+            if not going:
+                break
+        return [answer[:-1] if answer[-1:] == [eos] else answer for answer in answers]
+
+    @torch.no_grad()
+    def move_towards(self, other: "SplitModel", mix: float) -> None:
+        """weights = mix * other's + (1 - mix) * own; both are split alike."""
+        for own, current in zip(self.model.parameters(), other.model.parameters(), strict=True):
+            own.lerp_(current, mix)
+
+    def held(self) -> list[Held]:
+        """What this rank has of the weights. Tied weights have one name: that of the first stage's."""
+        from colossalai.tensor.d_tensor import get_shard_dim_1d, is_distributed_tensor
+
+        rank = dist.get_rank(self.where.tensor_group)
+        tied = [of[self.where.stage] for of in self.wrapper.shared_params if self.where.stage in of]
+        embeddings = self.model.get_input_embeddings()  # without a tensor where another stage has it
+        held: dict[str, Held] = {}
+        for prefix, module in self.model.named_modules():
+            for of, parameter in module.named_parameters(recurse=False):
+                name = f"{prefix}.{of}" if prefix else of
+                if any(parameter is other for other in tied) or parameter is embeddings.weight:
+                    name = next(f"{p}.{of}" for p, other in self.model.named_modules() if other is embeddings)
+                shape = list(parameter.shape)
+                if is_distributed_tensor(parameter):
+                    shape = list(parameter.dist_layout.global_shape)
+                if hasattr(module, "old_num_embeddings"):  # a vocabulary that was padded for the ranks to share
+                    shape[0] = module.old_num_embeddings
+                piece = Piece.whole(shape)
+                if is_distributed_tensor(parameter):
+                    dim = get_shard_dim_1d(parameter)
+                    here = parameter.shape[dim]
+                    piece = Piece.block(shape, dim, rank * here, (rank + 1) * here)
+                held.setdefault(name, Held(name, piece, parameter))
+        return list(held.values())
+
+    def digest(self) -> str:
+        """A hexadecimal hash of the whole weights, however they are split."""
+        digest = hashlib.sha256()
+        for name, whole in gathered(self.ranks, self.held()):
+            digest.update(name.encode())
+            digest.update(whole.contiguous().view(torch.uint8).numpy().tobytes())
+        return self.ranks.exchange(digest.hexdigest())[0]
+
+    def describe(self) -> str:
+        """Class and size, for people."""
+        sizes = self.ranks.exchange(json.dumps({of.name: math.prod(of.piece.shape) for of in self.held()}))
+        whole = {name: size for said in sizes for name, size in json.loads(said).items()}
+        return f"{type(self.model).__name__}, {sum(whole.values()):,} parameters"
+
+    def _from_last(self, numbers: Tensor) -> Tensor:
+        """A tensor that the last stage has computed, on every stage; the others give one of the same shape and type."""
+        if self.where.stages > 1:
+            source = dist.get_process_group_ranks(self.where.pipeline_group)[-1]
+            dist.broadcast(numbers, source, group=self.where.pipeline_group)
+        return numbers
