@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -163,17 +164,35 @@ def run_without_room(place: Place, order: RunOrder) -> int:
     return run_rank(place, order)
 
 
-def run_all(place: Place, orders: Sequence[RunOrder]) -> int:
-    """This rank of one run after another, without plots, all in one process group; the worst exit code."""
+def run_all(place: Place, orders: Sequence[RunOrder], again: Sequence[tuple[RunOrder, int]] = ()) -> int:
+    """This rank of one run after another, without plots, all in one process group; the worst exit code.
+
+    again: those that are then cut back to the checkpoint of a step, as if killed after it, and go on.
+    """
     from orpo_exp import experiment
-    from orpo_exp.plugins import ranks
+    from orpo_exp.plugins.ranks import join_process_group
 
     experiment.draw_plots = lambda folder: None
-    ranks.join_process_group(place, "gloo")
-    ranks.join_process_group = lambda *_: None  # to leave and join again within a process hangs now and then
+    join_process_group(place, "gloo")  # to leave and join again within a process hangs now and then
     worst = max(experiment.run_rank(place, order) for order in orders)
+    for order, step in again:
+        if place.rank == 0:
+            cut_back(order.folder, step)
+        dist.barrier()
+        worst = max(worst, experiment.run_rank(place, order))
     dist.destroy_process_group()
     return worst
+
+
+def cut_back(folder: Path, step: int) -> None:
+    """Make of a completed run one that was killed after the checkpoint of a step; its copy `<name> whole` stays."""
+    shutil.copytree(folder, folder.with_name(f"{folder.name} whole"), symlinks=True)
+    for checkpoint in (folder / "checkpoints").glob("step-*"):
+        if int(checkpoint.name.removeprefix("step-")) > step:
+            shutil.rmtree(checkpoint)
+    shutil.rmtree(folder / "model")
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps(result | {"status": "failed"}))
 
 
 def ranks_talk(place: Place) -> int:
