@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass, field, fields
+from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -13,8 +14,9 @@ from orpo_exp.layouts import LAYOUTS, LayoutConfig
 from orpo_exp.losses import LAM_SCHEDULES, LOSSES, LamScheduleConfig, Loss, LossConfig, Scope
 from orpo_exp.metrics import TRAINING, Metric
 from orpo_exp.models import MODELS, ModelConfig
-from orpo_exp.optimizers import OptimizerConfig, SchedulerConfig
+from orpo_exp.optimizers import OPTIMIZERS, OptimizerConfig, SchedulerConfig
 from orpo_exp.plugins import PLUGINS, PluginConfig
+from orpo_exp.plugins.rules import Facts
 from orpo_exp.schema import (
     ConfigError,
     Settings,
@@ -172,9 +174,7 @@ def check(config: RunConfig) -> None:
             "a whole number from 1; or train.epochs, for data that has an end",
             "Say how long to train, e.g. train.max_steps=400.",
         )
-    reason = PLUGINS.of(config.plugin).supports(config.plugin, LAYOUTS.of(config.layout))
-    if reason is not None:
-        raise ConfigError("plugin", config.choices.get("plugin"), "a plugin that can run this layout", reason)
+    check_plugin(config, config.processes)
     loss = LOSSES.build(config.loss)
     _check_lam_schedule(config, loss)
     if loss.scope is Scope.batch and config.model.dropout > 0:
@@ -200,6 +200,28 @@ def check(config: RunConfig) -> None:
         )
     _check_best(train, loss)
     _check_processes(config.processes)
+
+
+def check_plugin(config: RunConfig, world_size: int | None) -> None:
+    """Refuse with ConfigError what the plugin cannot be combined with. world_size: None where it is not known yet."""
+    facts = Facts(
+        plugin=config.plugin,
+        optimizer=OPTIMIZERS.of(config.optimizer),
+        reference=config.reference,
+        layout=LAYOUTS.of(config.layout),
+        model=MODELS.build(config.model).facts(),
+        world_size=world_size,
+    )
+    rule = PLUGINS.of(config.plugin).refused(facts)
+    if rule is None:
+        return
+    group, _, name = rule.key.partition(".")
+    if rule.key == "processes":
+        given: object = world_size
+    else:
+        given = getattr(getattr(config, group), name) if name else config.choices.get(group)
+    given = given.value if isinstance(given, Enum) else given
+    raise ConfigError(rule.key, given, rule.allowed, rule.do)
 
 
 def _check_lam_schedule(config: RunConfig, loss: Loss) -> None:

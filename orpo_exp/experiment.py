@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orpo_exp.config import SPLIT, RunConfig, resolved
+from orpo_exp.config import SPLIT, RunConfig, check_plugin, resolved
 from orpo_exp.data import DATA
 from orpo_exp.data.order import Order
 from orpo_exp.data.tokenize import TokenizedData, prepare, training_texts
@@ -72,6 +72,7 @@ def run(order: RunOrder, place: Place | None = None) -> RunResult:
     folder: RunFolder | None = None
     with Messages(place.rank) as messages, left_afterwards(), ExitStack() as to_the_end:
         try:
+            check_plugin(order.config, place.world_size)
             plugin = PLUGINS.build(order.config.plugin, place)
             result.folder = Path(plugin.ranks.exchange(str(order.folder))[0])
             order = dataclasses.replace(order, folder=result.folder)

@@ -1,7 +1,7 @@
 """What a model source is, and what every causal LM gets on its way in: dropout, checkpointing, a checked head."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -54,6 +54,11 @@ class ModelSource(ABC):
     def check(self) -> None:
         """Refuse with ConfigError what can be refused without loading anything."""
         self.positions()
+
+    @abstractmethod
+    def facts(self) -> Mapping[str, Any]:
+        """The contents of its config.json, or what of them is known; no weights are loaded, and of a local folder
+        nothing but this file."""
 
     @abstractmethod
     def positions(self) -> int | None:

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import MISSING
 from typing_extensions import override
@@ -60,7 +60,7 @@ class Pretrained(ModelSource):
         super().check()
 
     @override
-    def positions(self) -> int | None:
+    def facts(self) -> Mapping[str, Any]:
         c = self.config
         folder = Path(c.path).expanduser()
         with told_about("model.path", c.path, "a folder or hub id with a config.json"):
@@ -72,7 +72,11 @@ class Pretrained(ModelSource):
                 content, _ = PretrainedConfig.get_config_dict(c.path, revision=c.revision)
             if not isinstance(content, dict):
                 raise ValueError("its config.json holds no JSON object")
-        return positions(content)
+        return content
+
+    @override
+    def positions(self) -> int | None:
+        return positions(self.facts())
 
     @override
     def digest(self, seed: int) -> str:

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +77,13 @@ class Scratch(ModelSource):
         if self.config.tokenizer not in OWN_TOKENIZERS:
             check_folder(self.config.tokenizer, "model.tokenizer")
         super().check()
+
+    @override
+    def facts(self) -> Mapping[str, Any]:
+        c = self.config
+        return {"model_type": c.arch, "num_key_value_heads": c.num_key_value_heads} | {
+            name: getattr(c, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        }
 
     @override
     def positions(self) -> int | None:

@@ -25,9 +25,13 @@ class OptimizerConfig(Settings):
 
 
 class OptimizerFactory(ABC):
-    """Makes a torch optimizer for a model's parameters."""
+    """Makes a torch optimizer for a model's parameters.
+
+    elementwise: whether each number is updated by its own gradient and state alone, so that parameters may be cut.
+    """
 
     Config: ClassVar[type[OptimizerConfig]] = OptimizerConfig
+    elementwise: ClassVar[bool] = True
 
     def __init__(self, config: OptimizerConfig) -> None:
         self.config = config

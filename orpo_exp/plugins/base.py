@@ -17,6 +17,7 @@ from orpo_exp.plugins.precision import LossScale, Precision
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.rng import seed_rng
+from orpo_exp.plugins.rules import Facts, Rule
 from orpo_exp.registry import Registry
 from orpo_exp.schema import ConfigError, Settings
 from orpo_exp.types import Batch, BuiltModel, LossOutput, PairLogps
@@ -75,14 +76,15 @@ class Plugin(ABC):
 
     ranks: what the ranks say to each other. device: this rank's. models: filled by `prepare` and `hold_reference`.
     loss_scale: what `forward_backward` multiplies the losses by and `step` divides the gradient by.
-    precisions: those that it can run. checkpoint_form: plugins of one form can load each other's checkpoints; others
-    are refused.
+    precisions: those that it can run. rules: what else it wants, checked before anything is loaded.
+    checkpoint_form: plugins of one form can load each other's checkpoints; others are refused.
     """
 
     Config: ClassVar[type[PluginConfig]] = PluginConfig
     precisions: ClassVar[frozenset[Precision]] = frozenset(
         {Precision.fp32, Precision.tf32, Precision.bf16, Precision.fp16}
     )
+    rules: ClassVar[tuple[Rule, ...]] = ()
     checkpoint_form: ClassVar[str]
 
     def __init__(self, config: PluginConfig, place: Place) -> None:
@@ -102,9 +104,11 @@ class Plugin(ABC):
         self.ranks = Ranks(place, self.device, self.replica_of(config, place.world_size))
 
     @classmethod
-    def supports(cls, config: PluginConfig, layout: type) -> str | None:
-        """None, or the reason why this plugin cannot run batches of this layout."""
-        return None
+    def refused(cls, facts: Facts) -> Rule | None:
+        """The first rule that is not kept."""
+        names = ", ".join(sorted(precision.value for precision in cls.precisions))
+        fits = Rule("plugin.precision", names, "Choose one of these.", lambda f: f.plugin.precision in cls.precisions)
+        return next((rule for rule in (fits, *cls.rules) if not rule.kept(facts)), None)
 
     @classmethod
     def replica_of(cls, config: PluginConfig, world_size: int) -> list[int]:

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from orpo_exp.plugins.colossal import colossalai_imported, unannounced
 from orpo_exp.plugins.pieces import Held, Pieces, gathered, load_pieces, save_pieces, write_model
 from orpo_exp.plugins.precision import Precision
 from orpo_exp.plugins.processes import Place
+from orpo_exp.plugins.rules import Rule, divides
 from orpo_exp.plugins.split import SplitModel
 from orpo_exp.plugins.state import load_own, save_own
+from orpo_exp.plugins.zero import WHOLE_MOVES
 from orpo_exp.schema import setting
 from orpo_exp.types import Batch, LossOutput
 
@@ -42,6 +45,72 @@ class HybridConfig(PluginConfig):
     overlap: bool = True
 
 
+RULES = (
+    Rule(
+        "plugin",
+        "a plugin that this version of transformers goes with; hybrid cuts the models of transformers 4.51",
+        "Install transformers==4.51.3, or choose plugin=zero2.",
+        lambda f: version("transformers").startswith("4.51."),
+    ),
+    Rule(
+        "processes",
+        "a multiple of plugin.tp_size * plugin.pp_size",
+        "Set processes to one, or start as many by torchrun or Slurm.",
+        lambda f: divides(f.plugin.tp_size * f.plugin.pp_size, f.world_size),
+    ),
+    Rule(
+        "plugin.zero_stage",
+        "0 with precision fp32 or tf32",
+        "Set plugin.zero_stage=0, or plugin.precision=bf16_weights.",
+        lambda f: f.plugin.zero_stage == 0 or f.plugin.precision.weights is not None,
+    ),
+    Rule(
+        "plugin.zero_stage",
+        "0 or 1 with stages, where a gradient would have to travel with each micro-batch",
+        "Set plugin.zero_stage=1, or plugin.pp_size=1.",
+        lambda f: f.plugin.zero_stage < 2 or f.plugin.pp_size == 1,
+    ),
+    Rule(
+        "plugin.cpu_offload",
+        "true with zero_stage above 0",
+        "Set plugin.cpu_offload=false.",
+        lambda f: not f.plugin.cpu_offload or f.plugin.zero_stage > 0,
+    ),
+    Rule(
+        "plugin.tp_size",
+        "a divisor of the model's attention heads, and of those of keys and values",
+        "Choose a smaller one.",
+        lambda f: divides(f.plugin.tp_size, f.heads) and divides(f.plugin.tp_size, f.key_value_heads),
+    ),
+    Rule(
+        "plugin.pp_size",
+        "at most the model's layers",
+        "Choose fewer stages.",
+        lambda f: f.layers is None or f.plugin.pp_size <= f.layers,
+    ),
+    Rule(
+        "plugin.layers_per_stage",
+        "null, or a number of layers for each of plugin.pp_size stages, from 1, which add up to the model's",
+        "Set plugin.layers_per_stage=null.",
+        lambda f: (
+            f.plugin.layers_per_stage is None
+            or (
+                len(f.plugin.layers_per_stage) == f.plugin.pp_size
+                and min(f.plugin.layers_per_stage, default=0) > 0
+                and f.layers in (None, sum(f.plugin.layers_per_stage))
+            )
+        ),
+    ),
+    Rule(
+        "optimizer",
+        "one that updates each number by itself, for weights or their optimizer's state are cut",
+        "Choose optimizer=adamw or optimizer=sgd.",
+        lambda f: f.optimizer.elementwise or (f.plugin.tp_size == 1 and f.plugin.zero_stage == 0),
+    ),
+    WHOLE_MOVES,
+)
+
+
 @PLUGINS.register("hybrid")
 class Hybrid(Plugin):
     """A replica is tp_size * pp_size ranks; the others are further replicas. CPUs (gloo) and GPUs (nccl)."""
@@ -49,6 +118,7 @@ class Hybrid(Plugin):
     Config = HybridConfig
     config: HybridConfig
     precisions = frozenset({Precision.fp32, Precision.tf32, Precision.bf16_weights, Precision.fp16_weights})
+    rules = RULES
     checkpoint_form = "pieces"
 
     def __init__(self, config: HybridConfig, place: Place) -> None:

@@ -20,12 +20,28 @@ from orpo_exp.plugins.colossal import colossalai_imported
 from orpo_exp.plugins.pieces import Held, Piece, Pieces, load_pieces, save_pieces
 from orpo_exp.plugins.precision import Precision
 from orpo_exp.plugins.processes import Place
+from orpo_exp.plugins.rules import Rule
 from orpo_exp.plugins.state import load_own, save_own
 from orpo_exp.plugins.whole import HELD, WholeModel, accumulate
 from orpo_exp.schema import setting
 from orpo_exp.types import Batch, BuiltModel, LossOutput
 
 STATE = "zero"  # what the names of a checkpoint's files of pieces begin with
+
+# Its optimizer updates a range of a flattened parameter: each number must be updated by itself.
+ELEMENTWISE = Rule(
+    "optimizer",
+    "one that updates each number by itself, for its state is split among the ranks",
+    "Choose optimizer=adamw or optimizer=sgd.",
+    lambda facts: facts.optimizer.elementwise,
+)
+# The held model has weights of the policy's type, which small moves would leave where they are.
+WHOLE_MOVES = Rule(
+    "reference.mix",
+    "1 with weights of 16 bits, in which small moves are lost",
+    "Set reference.mix=1, or choose plugin.precision=bf16.",
+    lambda facts: not facts.plugin.precision.weights or getattr(facts.reference, "mix", 1.0) == 1.0,
+)
 
 
 @dataclass
@@ -44,6 +60,7 @@ class Zero(Plugin):
     Config = ZeroConfig
     config: ZeroConfig
     precisions = frozenset(Precision)
+    rules = (ELEMENTWISE, WHOLE_MOVES)
     checkpoint_form = "pieces"
     stage: ClassVar[int]
     offload: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""Every plugin that runs on CPUs gives the curve of ddp on one process and goes on bit for bit: `uv run pytest -m parallel`.
+"""Every plugin that runs on CPUs: the curve of ddp on one process, resumed bit for bit. `uv run pytest -m parallel`.
 
 One fixed run: uneven lengths, a global batch of 8 pairs, a last one of 5, clipping off, evaluations on the way. The
 ranks of a plugin are started once. The whole grid: `benchmarks/plugin_grid.py`.

@@ -1,0 +1,56 @@
+"""What plugins can be combined with: declared by each, checked before anything is loaded, listed in the README."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a run before anything is loaded.
+
+    plugin: its settings. optimizer, reference, layout: the classes chosen. model: the contents of its config.json, or
+    what stands for it. world_size: ranks; None while it is not known, as when a sweep is submitted.
+    """
+
+    plugin: Any
+    optimizer: Any
+    reference: Any
+    layout: Any
+    model: Mapping[str, Any]
+    world_size: int | None
+
+    def size(self, *names: str) -> int | None:
+        """A number of the model, under whichever name its architecture has for it; None where it has none."""
+        return next((int(self.model[name]) for name in names if self.model.get(name) is not None), None)
+
+    @property
+    def heads(self) -> int | None:
+        """Attention heads."""
+        return self.size("num_attention_heads", "n_head")
+
+    @property
+    def key_value_heads(self) -> int | None:
+        """Heads of keys and values, where there are fewer."""
+        return self.size("num_key_value_heads", "num_kv_heads") or self.heads
+
+    @property
+    def layers(self) -> int | None:
+        """Decoder layers."""
+        return self.size("num_hidden_layers", "n_layer", "num_layers")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A combination that a plugin wants. key: of the setting that is to blame where it is not kept. allowed, do: for
+    people, as in ConfigError."""
+
+    key: str
+    allowed: str
+    do: str
+    kept: Callable[[Facts], bool]
+
+
+def divides(divisor: int, number: int | None) -> bool:
+    """Whether it does; so does anything what is not known."""
+    return number is None or number % divisor == 0
