@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from orpo_exp.data import DATA, DataConfig
-from orpo_exp.layouts import LAYOUTS, LayoutConfig
+from orpo_exp.layouts import LayoutConfig
 from orpo_exp.losses import LAM_SCHEDULES, LOSSES, LamScheduleConfig, Loss, LossConfig, Scope
 from orpo_exp.metrics import TRAINING, Metric
 from orpo_exp.models import MODELS, ModelConfig
@@ -206,10 +206,9 @@ def check_plugin(config: RunConfig, world_size: int | None) -> None:
     """Refuse with ConfigError what the plugin cannot be combined with. world_size: None where it is not known yet."""
     facts = Facts(
         plugin=config.plugin,
-        optimizer=OPTIMIZERS.of(config.optimizer),
         reference=config.reference,
-        layout=LAYOUTS.of(config.layout),
-        model=MODELS.build(config.model).facts(),
+        optimizer=OPTIMIZERS.of(config.optimizer),
+        read_model=MODELS.build(config.model).facts,
         world_size=world_size,
     )
     rule = PLUGINS.of(config.plugin).refused(facts)

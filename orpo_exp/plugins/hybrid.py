@@ -80,13 +80,16 @@ RULES = (
         "plugin.tp_size",
         "a divisor of the model's attention heads, and of those of keys and values",
         "Choose a smaller one.",
-        lambda f: divides(f.plugin.tp_size, f.heads) and divides(f.plugin.tp_size, f.key_value_heads),
+        lambda f: (
+            f.plugin.tp_size == 1
+            or (divides(f.plugin.tp_size, f.heads) and divides(f.plugin.tp_size, f.key_value_heads))
+        ),
     ),
     Rule(
         "plugin.pp_size",
         "at most the model's layers",
         "Choose fewer stages.",
-        lambda f: f.layers is None or f.plugin.pp_size <= f.layers,
+        lambda f: f.plugin.pp_size == 1 or f.layers is None or f.plugin.pp_size <= f.layers,
     ),
     Rule(
         "plugin.layers_per_stage",

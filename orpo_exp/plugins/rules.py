@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 
@@ -9,16 +10,21 @@ from typing import Any
 class Facts:
     """What is known of a run before anything is loaded.
 
-    plugin: its settings. optimizer, reference, layout: the classes chosen. model: the contents of its config.json, or
-    what stands for it. world_size: ranks; None while it is not known, as when a sweep is submitted.
+    plugin, reference: their settings. optimizer: its class. read_model: the contents of the model's config.json, or
+    what stands for it; perhaps from a hub, and so asked for only where a rule needs it. world_size: ranks; None while
+    it is not known, as when a sweep is submitted.
     """
 
     plugin: Any
-    optimizer: Any
     reference: Any
-    layout: Any
-    model: Mapping[str, Any]
+    optimizer: Any
+    read_model: Callable[[], Mapping[str, Any]]
     world_size: int | None
+
+    @cached_property
+    def model(self) -> Mapping[str, Any]:
+        """The contents of the model's config.json."""
+        return self.read_model()
 
     def size(self, *names: str) -> int | None:
         """A number of the model, under whichever name its architecture has for it; None where it has none."""
