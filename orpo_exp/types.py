@@ -54,13 +54,30 @@ class TokenizedPair:
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A Hugging Face causal LM on the CPU, checked.
+    """A Hugging Face causal LM on the CPU.
 
     finish_logits: what the architecture does to the output of its head, (n, vocabulary) -> (n, vocabulary).
     """
 
     model: "PreTrainedModel"
     finish_logits: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Builder:
+    """How to make a model; every call makes one of its own.
+
+    whole: with its weights, the same at every call. Raises Refused where they cannot be read, or the architecture does
+    something to its logits that is not known here.
+    empty: the same model without them, to be filled: it takes memory only where something is written.
+    """
+
+    whole: Callable[[], BuiltModel]
+    empty: Callable[[], BuiltModel]
+
+    def __call__(self) -> BuiltModel:
+        """With its weights."""
+        return self.whole()
 
 
 class Span(Enum):

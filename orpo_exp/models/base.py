@@ -1,7 +1,7 @@
 """What a model source is, and what every causal LM gets on its way in: dropout, checkpointing, a checked head."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,7 +11,7 @@ import torch
 from orpo_exp.models.attention import Attention, kernel_for
 from orpo_exp.registry import Registry
 from orpo_exp.schema import ConfigError, Refused, Settings, setting
-from orpo_exp.types import BuiltModel
+from orpo_exp.types import Builder, BuiltModel
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -30,13 +30,11 @@ class ModelConfig(Settings):
 class CausalLM:
     """A causal LM that is yet to be made.
 
-    tokenizer: fast, with an EOS token.
-    build: makes the model and checks it; every call makes one of its own with the same weights. Raises Refused where
-        the weights cannot be read, or the architecture does something to its logits that is not known here.
+    tokenizer: fast, with an EOS token. build: how to make the model.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
-    build: Callable[[], BuiltModel]
+    build: Builder
 
 
 class ModelSource(ABC):
@@ -86,23 +84,42 @@ class ModelSource(ABC):
 
         Raises Refused where the tokenizer or the configuration cannot be read, or they do not fit each other.
         """
+        from orpo_exp.models.head import check_architecture
+
         tokenizer = self.tokenizer(texts)
         hf_config = self.hf_config(tokenizer)
         attention = kernel_for(hf_config, self.config.attention)
-        return CausalLM(tokenizer, lambda: self._build(hf_config, attention, seed))
 
-    def _build(self, hf_config: "PretrainedConfig", attention: Attention, seed: int) -> BuiltModel:
-        from orpo_exp.models.head import check_model, finish_logits
+        def whole() -> BuiltModel:
+            with torch.random.fork_rng(devices=[]):
+                check_architecture(lambda small: self.random(small, attention), hf_config)
+                torch.manual_seed(seed)
+                return self._built(self.model(hf_config, attention))
 
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = self.model(hf_config, attention)
+        def empty() -> BuiltModel:
+            from transformers.modeling_utils import no_init_weights
+
+            with no_init_weights():  # what is not written takes no memory
+                return self._built(self.random(hf_config, attention))
+
+        return CausalLM(tokenizer, Builder(whole, empty))
+
+    def random(self, hf_config: "PretrainedConfig", attention: Attention) -> "PreTrainedModel":
+        """A model of this configuration, its weights drawn from torch's seed."""
+        from transformers import AutoModelForCausalLM
+
+        trusted = getattr(self.config, "trust_remote_code", False)
+        return AutoModelForCausalLM.from_config(
+            hf_config, attn_implementation=attention.value, trust_remote_code=trusted
+        )
+
+    def _built(self, model: "PreTrainedModel") -> BuiltModel:
+        from orpo_exp.models.head import finish_logits
+
         if self.config.gradient_checkpointing:
             with told_about("model.gradient_checkpointing", True, "false for this architecture"):
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        finish = finish_logits(model.config)
-        check_model(model, finish)
-        return BuiltModel(model, finish)
+        return BuiltModel(model, finish_logits(model.config))
 
 
 @contextmanager

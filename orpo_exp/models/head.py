@@ -4,6 +4,7 @@ Logits are made for scored tokens only, past the model's own forward (see scorin
 behind its head must then be done here as well; a model that does something else is refused, not scored wrongly.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +31,26 @@ def finish_logits(config: Any) -> Callable[[Tensor], Tensor]:
         return logits
 
     return finish
+
+
+def check_architecture(make: Callable[[Any], Any], hf_config: Any) -> None:
+    """Try a small model of the same architecture, two layers with large random weights; see `check_model`.
+
+    make: makes a model of a configuration.
+    """
+    small = copy.deepcopy(hf_config)
+    small.torch_dtype = torch.float32
+    small.pad_token_id = None
+    sizes = {"num_hidden_layers": 2, "vocab_size": 32, "intermediate_size": 64}
+    for name, size in sizes.items():
+        if isinstance(given := getattr(small, name, None), int):
+            setattr(small, name, min(size, given))
+    if getattr(small, "layer_types", None):
+        small.layer_types = small.layer_types[: small.num_hidden_layers]
+    for name in ("initializer_range", "init_std"):
+        if hasattr(small, name):
+            setattr(small, name, 0.5)  # logits so large that what bounds them shows
+    check_model(make(small), finish_logits(small))
 
 
 @torch.no_grad()

@@ -89,6 +89,7 @@ class Pretrained(ModelSource):
 
     @override
     def hf_config(self, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
+        import torch
         from transformers import AutoConfig
 
         c = self.config
@@ -105,6 +106,7 @@ class Pretrained(ModelSource):
                 f"This one has {rows}: fix the folder's tokenizer files.",
             )
         set_dropout(hf_config, c.dropout)
+        hf_config.torch_dtype = getattr(torch, c.dtype.value)
         return hf_config
 
     @override

@@ -109,10 +109,8 @@ class Scratch(ModelSource):
 
     @override
     def model(self, hf_config: "PretrainedConfig", attention: Attention) -> "PreTrainedModel":
-        from transformers import AutoModelForCausalLM
-
         with told_about("model.arch", self.config.arch, "an architecture that can be made in these sizes"):
-            return AutoModelForCausalLM.from_config(hf_config, attn_implementation=attention.value)
+            return self.random(hf_config, attention)
 
     @override
     def hf_config(self, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":

@@ -20,12 +20,11 @@ from orpo_exp.plugins.rng import seed_rng
 from orpo_exp.plugins.rules import Facts, Rule
 from orpo_exp.registry import Registry
 from orpo_exp.schema import ConfigError, Settings
-from orpo_exp.types import Batch, BuiltModel, LossOutput, PairLogps
+from orpo_exp.types import Batch, Builder, LossOutput, PairLogps
 
 # (number of the micro-batch, its log-probabilities with gradient) -> its output, whose loss is the share to
 # back-propagate. The shares of all micro-batches on all replicas add up to the loss of the global batch.
 Objective = Callable[[int, PairLogps], LossOutput]
-Build = Callable[[], BuiltModel]  # the same weights at every call
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
 
 
@@ -116,7 +115,7 @@ class Plugin(ABC):
         return list(range(world_size))
 
     @abstractmethod
-    def prepare(self, build: Build, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
+    def prepare(self, build: Builder, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
         """Build the policy and its optimizer: move, wrap, shard. `max_grad_norm` None leaves gradients unclipped."""
 
     @abstractmethod
@@ -130,7 +129,7 @@ class Plugin(ABC):
         seed_rng(seed * 1009 + self.ranks.replica)
 
     @abstractmethod
-    def hold_reference(self, build: Build) -> None:
+    def hold_reference(self, build: Builder) -> None:
         """Build a frozen model beside the policy, for `score(..., Which.held)`."""
 
     def score(self, micro_batches: Sequence[Batch], which: Which = Which.policy) -> PairLogps:

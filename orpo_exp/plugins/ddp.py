@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from orpo_exp.plugins.base import PLUGINS, Build, MakeOptimizer, Objective, Plugin, PluginConfig, Which
+from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.colossal import colossalai_imported
 from orpo_exp.plugins.processes import Place
-from orpo_exp.plugins.whole import WholeModel, accumulate, load_whole, save_whole
-from orpo_exp.types import Batch, BuiltModel, LossOutput
+from orpo_exp.plugins.whole import WholeModel, accumulate, built_once, load_whole, save_whole
+from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput
 
 
 @PLUGINS.register("ddp")
@@ -35,8 +35,8 @@ class DDP(Plugin):
         self.booster: Any = Booster(plugin=TorchDDPPlugin(broadcast_buffers=False, gradient_as_bucket_view=True))
 
     @override
-    def prepare(self, build: Build, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
-        built = build()
+    def prepare(self, build: Builder, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
+        built = built_once(build, self.ranks)
         optimizer = make_optimizer(built.model.parameters())
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of an argument ColossalAI always gives
             model, optimizer, *_ = self.booster.boost(built.model, optimizer)
@@ -53,8 +53,8 @@ class DDP(Plugin):
         self._settle_buckets()
 
     @override
-    def hold_reference(self, build: Build) -> None:
-        held = WholeModel(build(), self.device, self.config.precision.dtype)
+    def hold_reference(self, build: Builder) -> None:
+        held = WholeModel(built_once(build, self.ranks), self.device, self.config.precision.dtype)
         held.model.requires_grad_(False)
         self.models[Which.held] = held
 

@@ -15,17 +15,17 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import override
 
-from orpo_exp.plugins.base import PLUGINS, Build, MakeOptimizer, Objective, Plugin, PluginConfig, Which
+from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.colossal import colossalai_imported, unannounced
 from orpo_exp.plugins.pieces import Held, Pieces, gathered, load_pieces, save_pieces, write_model
 from orpo_exp.plugins.precision import Precision
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.rules import Rule, divides
-from orpo_exp.plugins.split import SplitModel
+from orpo_exp.plugins.split import SplitModel, held_parts
 from orpo_exp.plugins.state import load_own, save_own
 from orpo_exp.plugins.zero import WHOLE_MOVES
 from orpo_exp.schema import setting
-from orpo_exp.types import Batch, LossOutput
+from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput
 
 STATE, HELD = "hybrid", "reference"  # what the names of a checkpoint's files of pieces begin with
 
@@ -154,12 +154,11 @@ class Hybrid(Plugin):
         return [rank // (config.tp_size * config.pp_size) for rank in range(world_size)]
 
     @override
-    def prepare(self, build: Build, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
-        built = build()
-        wrapper = self._sharded(built.model)
+    def prepare(self, build: Builder, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
+        wrapper, finish_logits = self._sharded(build)
         with unannounced():
             wrapper, optimizer, *_ = self.booster.boost(wrapper, make_optimizer(wrapper.unwrap().parameters()))
-        self.adopt(wrapper, optimizer, built.finish_logits, max_grad_norm)
+        self.adopt(wrapper, optimizer, finish_logits, max_grad_norm)
 
     @override
     def adopt(
@@ -175,20 +174,17 @@ class Hybrid(Plugin):
         optimizer._compute_grad_norm = lambda **_: 0.0  # of use for its own clipping alone
 
     @override
-    def hold_reference(self, build: Build) -> None:
-        built = build()
-        self.held = self.models[Which.held] = SplitModel(
-            self._sharded(built.model), built.finish_logits, self.ranks, self.split
-        )
+    def hold_reference(self, build: Builder) -> None:
+        self.held = self.models[Which.held] = SplitModel(*self._sharded(build), self.ranks, self.split)
         self.held.model.requires_grad_(False)
 
     @override
     def load(self, folder: Path, held: bool) -> None:
         pieces = Pieces(folder, STATE)
         load_pieces(pieces, self._updated(), self.optimizer.optim)
-        load_pieces(pieces, self.policy.held(), None)
+        load_pieces(pieces, self.policy.held, None)
         if held:
-            load_pieces(Pieces(folder, HELD), self.held.held(), None)
+            load_pieces(Pieces(folder, HELD), self.held.held, None)
         load_own(folder, self.ranks, self.loss_scale)
 
     @override
@@ -236,28 +232,37 @@ class Hybrid(Plugin):
         save_pieces(folder / files[0], self._updated(), self.optimizer.optim)
         if held:
             files.append(f"{HELD}-{self.ranks.rank}.safetensors")
-            save_pieces(folder / files[-1], self.held.held(), None)
+            save_pieces(folder / files[-1], self.held.held, None)
         return files
 
     @override
     def save_weights(self, folder: Path) -> None:
         config = copy.deepcopy(self.policy.model.config)
         config.architectures = [type(self.policy.model).__name__]
-        weights = gathered(self.ranks, self.policy.held())
+        weights = gathered(self.ranks, self.policy.held)
         if self.ranks.is_main:
             write_model(folder, config, weights)
         else:
             deque(weights, maxlen=0)  # sends what the main rank lacks
         self.ranks.barrier()
 
-    def _sharded(self, model: Any) -> Any:
-        """The model, cut, on this rank's device. Without torch's DDP, which would hold its gradients twice: they travel
-        after the last micro-batch."""
+    def _sharded(self, build: Builder) -> tuple[Any, Callable[[Tensor], Tensor]]:
+        """The model, cut, on this rank's device, and what it does behind its head.
+
+        The main rank alone reads the weights; the others cut an empty model, and each takes its part of every parameter
+        that the main one sends. Without torch's DDP, which would hold the gradients twice: they travel after the last
+        micro-batch.
+        """
         with colossalai_imported():
             from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelModule
 
-        split = self.split
-        return HybridParallelModule(
+        built: list[BuiltModel] = []
+        self.ranks.from_main(lambda: built.append(build.whole()))
+        if not built:
+            built.append(build.empty())
+        model, split = built[0].model, self.split
+        sources = {name: parameter.data for name, parameter in model.named_parameters()}  # cutting replaces them
+        wrapper = HybridParallelModule(
             model,
             precision=split.precision,
             shard_config=split.shard_config,
@@ -268,15 +273,23 @@ class Hybrid(Plugin):
             ddp_config={},
             custom_policy=None,
         )
+        parts = {part.name: part for part in held_parts(wrapper, split)}
+        for name in list(sources):
+            source = sources.pop(name)
+            whole = source.to(self.device) if self.ranks.is_main else torch.empty_like(source, device=self.device)
+            dist.broadcast(whole, 0)
+            if part := parts.get(name):
+                part.tensor.data.view(-1)[: part.piece.numel].copy_(part.piece.cut(whole))
+        return wrapper, built[0].finish_logits
 
     def _updated(self) -> list[Held]:
         """What this rank's optimizer updates: the weights, or float32 copies of them or of a range of them."""
         masters = self.optimizer.get_working_to_master_map()
         if masters is None:
-            return self.policy.held()
+            return self.policy.held
         rank = dist.get_rank(self.split.mixed_dp_group) if self.config.zero_stage else 0
         updated = []
-        for held in self.policy.held():
+        for held in self.policy.held:
             master = masters[id(held.tensor)]
             start = rank * master.numel()
             updated.append(Held(held.name, held.piece.range(start, start + master.numel()), master))

@@ -59,6 +59,7 @@ class SplitModel:
         self.scheduler = None
         if manager:
             self.scheduler = ragged_schedule()(manager, num_microbatches=1, enable_metadata_cache=False)
+        self.held = held_parts(wrapper, split)
         self.vocabulary: Vocabulary = WHOLE
         if self.where.last:
             self.head: nn.Module = self.model.get_output_embeddings()
@@ -146,43 +147,17 @@ class SplitModel:
         for own, current in zip(self.model.parameters(), other.model.parameters(), strict=True):
             own.lerp_(current, mix)
 
-    def held(self) -> list[Held]:
-        """What this rank has of the weights. Tied weights have one name: that of the first stage's."""
-        from colossalai.tensor.d_tensor import get_shard_dim_1d, is_distributed_tensor
-
-        rank = dist.get_rank(self.where.tensor_group)
-        tied = [of[self.where.stage] for of in self.wrapper.shared_params if self.where.stage in of]
-        embeddings = self.model.get_input_embeddings()  # without a tensor where another stage has it
-        held: dict[str, Held] = {}
-        for prefix, module in self.model.named_modules():
-            for of, parameter in module.named_parameters(recurse=False):
-                name = f"{prefix}.{of}" if prefix else of
-                if any(parameter is other for other in tied) or parameter is embeddings.weight:
-                    name = next(f"{p}.{of}" for p, other in self.model.named_modules() if other is embeddings)
-                shape = list(parameter.shape)
-                if is_distributed_tensor(parameter):
-                    shape = list(parameter.dist_layout.global_shape)
-                if hasattr(module, "old_num_embeddings"):  # a vocabulary that was padded for the ranks to share
-                    shape[0] = module.old_num_embeddings
-                piece = Piece.whole(shape)
-                if is_distributed_tensor(parameter):
-                    dim = get_shard_dim_1d(parameter)
-                    here = parameter.shape[dim]
-                    piece = Piece.block(shape, dim, rank * here, (rank + 1) * here)
-                held.setdefault(name, Held(name, piece, parameter))
-        return list(held.values())
-
     def digest(self) -> str:
         """A hexadecimal hash of the whole weights, however they are split."""
         digest = hashlib.sha256()
-        for name, whole in gathered(self.ranks, self.held()):
+        for name, whole in gathered(self.ranks, self.held):
             digest.update(name.encode())
             digest.update(whole.contiguous().view(torch.uint8).numpy().tobytes())
         return self.ranks.exchange(digest.hexdigest())[0]
 
     def describe(self) -> str:
         """Class and size, for people."""
-        sizes = self.ranks.exchange(json.dumps({of.name: math.prod(of.piece.shape) for of in self.held()}))
+        sizes = self.ranks.exchange(json.dumps({of.name: math.prod(of.piece.shape) for of in self.held}))
         whole = {name: size for said in sizes for name, size in json.loads(said).items()}
         return f"{type(self.model).__name__}, {sum(whole.values()):,} parameters"
 
@@ -192,3 +167,31 @@ class SplitModel:
             source = dist.get_process_group_ranks(self.where.pipeline_group)[-1]
             dist.broadcast(numbers, source, group=self.where.pipeline_group)
         return numbers
+
+
+def held_parts(wrapper: Any, split: Any) -> list[Held]:
+    """What this rank has of a sharded model's weights. Tied weights have one name: that of the embeddings."""
+    from colossalai.tensor.d_tensor import get_shard_dim_1d, is_distributed_tensor
+
+    model, stage = wrapper.unwrap(), split.stage_manager.stage if split.stage_manager else 0
+    rank = dist.get_rank(split.tp_group)
+    tied = [of[stage] for of in wrapper.shared_params if stage in of]
+    embeddings = model.get_input_embeddings()  # without a tensor where another stage has it
+    held: dict[str, Held] = {}
+    for prefix, module in model.named_modules():
+        for of, parameter in module.named_parameters(recurse=False):
+            name = f"{prefix}.{of}" if prefix else of
+            if any(parameter is other for other in tied) or parameter is embeddings.weight:
+                name = next(f"{p}.{of}" for p, other in model.named_modules() if other is embeddings)
+            shape = list(parameter.shape)
+            if is_distributed_tensor(parameter):
+                shape = list(parameter.dist_layout.global_shape)
+            if hasattr(module, "old_num_embeddings"):  # a vocabulary that was padded for the ranks to share
+                shape[0] = module.old_num_embeddings
+            piece = Piece.whole(shape)
+            if is_distributed_tensor(parameter):
+                dim = get_shard_dim_1d(parameter)
+                here = parameter.shape[dim]
+                piece = Piece.block(shape, dim, rank * here, (rank + 1) * here)
+            held.setdefault(name, Held(name, piece, parameter))
+    return list(held.values())

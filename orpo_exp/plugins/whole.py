@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -15,7 +16,7 @@ from orpo_exp.plugins.precision import LossScale, autocast
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.state import load_optimizer_tensors, load_own, optimizer_tensors, save_own
 from orpo_exp.scoring import captured_hidden, pair_logps
-from orpo_exp.types import Batch, BuiltModel, LossOutput, PairLogps
+from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput, PairLogps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,6 +103,21 @@ class WholeModel:
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which the model computes: weights stay what they are."""
         return autocast(self.device, self.dtype)
+
+
+def built_once(build: Builder, ranks: Ranks, dtype: torch.dtype | None = None) -> BuiltModel:
+    """The model on this rank's device, its weights read by the main rank alone and sent to the others.
+
+    dtype: what weights are brought to; None: they keep theirs. What the main rank refuses is raised on all.
+    """
+    built: list[BuiltModel] = []
+    ranks.from_main(lambda: built.append(build.whole()))
+    if not built:
+        built.append(build.empty())
+    model = built[0].model.to(ranks.device, dtype)
+    for tensor in (*model.parameters(), *model.buffers()):
+        dist.broadcast(tensor.data, 0)
+    return built[0]
 
 
 def accumulate(

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from orpo_exp.plugins.base import PLUGINS, Build, MakeOptimizer, Objective, Plugin, PluginConfig, Which
+from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.colossal import colossalai_imported
 from orpo_exp.plugins.pieces import Held, Piece, Pieces, load_pieces, save_pieces
 from orpo_exp.plugins.precision import Precision
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.rules import Rule
 from orpo_exp.plugins.state import load_own, save_own
-from orpo_exp.plugins.whole import HELD, WholeModel, accumulate
+from orpo_exp.plugins.whole import HELD, WholeModel, accumulate, built_once
 from orpo_exp.schema import setting
-from orpo_exp.types import Batch, BuiltModel, LossOutput
+from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput
 
 STATE = "zero"  # what the names of a checkpoint's files of pieces begin with
 
@@ -82,9 +82,8 @@ class Zero(Plugin):
         self.booster: Any = Booster(plugin=plugin)
 
     @override
-    def prepare(self, build: Build, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
-        built = build()
-        built.model.to(self.device, self.config.precision.weights)
+    def prepare(self, build: Builder, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
+        built = built_once(build, self.ranks, self.config.precision.weights)
         optimizer = make_optimizer(built.model.parameters())
         model, optimizer, *_ = self.booster.boost(built.model, optimizer)
         self.adopt(model, optimizer, built.finish_logits, max_grad_norm)
@@ -94,19 +93,16 @@ class Zero(Plugin):
         self, model: Any, optimizer: Any, finish_logits: Callable[[Tensor], Tensor], max_grad_norm: float | None
     ) -> None:
         self.wrapper, self.optimizer, self.max_grad_norm = model, optimizer, max_grad_norm
-        self.policy = self._whole(BuiltModel(model.unwrap(), finish_logits))
+        self.policy = WholeModel(BuiltModel(model.unwrap(), finish_logits), self.device, self.config.precision.dtype)
         self.models[Which.policy] = self.policy
         optimizer.mixed_precision_mixin = self.loss_scale
         optimizer._compute_grad_norm = lambda **_: 0.0  # of use for its own clipping alone
 
     @override
-    def hold_reference(self, build: Build) -> None:
-        self.held = self.models[Which.held] = self._whole(build())
+    def hold_reference(self, build: Builder) -> None:
+        built = built_once(build, self.ranks, self.config.precision.weights)
+        self.held = self.models[Which.held] = WholeModel(built, self.device, self.config.precision.dtype)
         self.held.model.requires_grad_(False)
-
-    def _whole(self, built: BuiltModel) -> WholeModel:
-        built.model.to(self.device, self.config.precision.weights)
-        return WholeModel(built, self.device, self.config.precision.dtype)
 
     @override
     def load(self, folder: Path, held: bool) -> None:
