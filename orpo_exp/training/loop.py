@@ -10,10 +10,9 @@ from orpo_exp.losses import LamSchedule, Loss
 from orpo_exp.plugins import Plugin
 from orpo_exp.tracking import Trackers
 from orpo_exp.training.checkpoints import Checkpoints
-from orpo_exp.training.evaluation import evaluate
 from orpo_exp.training.metrics import Speed, reduce_outputs, refuse_non_finite
-from orpo_exp.training.objectives import make_objective
-from orpo_exp.training.reference import TRAIN, Reference
+from orpo_exp.training.objectives import evaluated, make_objective
+from orpo_exp.training.reference import HELD_OUT, TRAIN, Reference
 from orpo_exp.training.settings import TrainConfig
 from orpo_exp.training.sharing import Sharing
 from orpo_exp.training.stop import StopRequest
@@ -81,33 +80,34 @@ class Loop:
         """One optimizer step on one global batch; its metrics."""
         pairs = self.completed(self.data.train(self.order.positions(self.step)))
         share = self.sharing.of(pairs)
-        self.weight = weight = self.lam_schedule.weight(self.step)
+        self.weight = self.lam_schedule.weight(self.step)
         lr = self.learning_rate(self.step)
 
         compared = self.reference.logps(TRAIN, share) if self.reference else None
-        objective, known = make_objective(self.plugin, self.loss, share, compared, weight)
+        objective, known = make_objective(self.plugin, self.loss, share, compared, self.weight)
         # not all that was scored has a gradient
         computed = self.plugin.forward_backward(share.batches_for(self.loss.gradient_needs), objective)
         outputs = known or computed
 
-        ranks, rows = self.plugin.ranks, [pair.row for pair in share.pairs]
+        ranks = self.plugin.ranks
         metrics = reduce_outputs(ranks, outputs, share.counts)
-        refuse_non_finite(self.step, metrics, ranks, outputs, rows)
+        refuse_non_finite(self.step, metrics, ranks, outputs, share.pairs)
         norm = self.plugin.step(lr)
         metrics |= self.plugin.loss_scale.metrics() | ({} if norm is None else {"grad_norm": norm})
-        refuse_non_finite(self.step, metrics, ranks, outputs, rows)
+        refuse_non_finite(self.step, metrics, ranks, outputs, share.pairs)
         self.lam_schedule.update(metrics)
         self.speed.count(pairs)
         if self.reference:
             self.reference.after_step(self.step)
-        return metrics | self.weight_metric(weight) | {"lr": lr}
+        return metrics | self.weight_metric | {"lr": lr}
 
     def evaluate(self) -> None:
-        """Evaluate all held-out pairs and log the result."""
+        """Evaluate all held-out pairs, each exactly once, as one global batch: no mean of means. Log the result."""
         with self.speed.paused():
             share = self.sharing.of(self.completed(self.data.held_out))
-            metrics = evaluate(self.plugin, self.loss, share, self.weight, self.reference)
-            self.eval_metrics = metrics | self.weight_metric(self.weight)
+            compared = self.reference.logps(HELD_OUT, share) if self.reference else None
+            output = evaluated(self.plugin, self.loss, share, compared, self.weight)
+            self.eval_metrics = reduce_outputs(self.plugin.ranks, [output], share.counts) | self.weight_metric
             self.trackers.log(self.step, "eval", self.eval_metrics)
 
     def save(self) -> None:
@@ -138,6 +138,7 @@ class Loop:
         other = self.data.other_than(pairs[0]) if len(pairs) == 1 else None
         return with_mismatched(pairs, self.data.max_length, other)
 
-    def weight_metric(self, weight: float) -> dict[str, float]:
+    @property
+    def weight_metric(self) -> dict[str, float]:
         """The weight that the schedule drives, where the loss has one; `lam` whatever its field is called."""
-        return {"lam": weight} if self.loss.weight_field else {}
+        return {"lam": self.weight} if self.loss.weight_field else {}

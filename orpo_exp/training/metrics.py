@@ -3,11 +3,12 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
 from orpo_exp.plugins import Ranks
+from orpo_exp.training.objectives import gather_rows
 from orpo_exp.types import Counts, LossOutput, TokenizedPair
 
 
@@ -28,23 +29,21 @@ def reduce_outputs(ranks: Ranks, outputs: Sequence[LossOutput], counts: Counts) 
 
 
 def refuse_non_finite(
-    step: int, metrics: Mapping[str, float], ranks: Ranks, outputs: Sequence[LossOutput], rows: Sequence[int]
+    step: int, metrics: Mapping[str, float], ranks: Ranks, outputs: Sequence[LossOutput], pairs: Sequence[TokenizedPair]
 ) -> None:
     """Raise TrainingDiverged, naming step, terms and pairs, where a metric is not finite; the same on all ranks.
 
-    rows: of the data, this replica's in the order of `outputs`.
+    pairs: this replica's, in the order of `outputs`.
     """
     bad = {name: value for name, value in metrics.items() if not math.isfinite(value)}
     if not bad:
         return
     per_pair = [torch.cat([output.per_pair[name] for output in outputs]) for name in outputs[0].per_pair]
-    broken = [
-        row for i, row in enumerate(rows) if not all(math.isfinite(v[i]) for v in per_pair if len(v) == len(rows))
-    ]
-    everywhere = torch.cat(ranks.gather(torch.tensor(broken, dtype=torch.int64))).tolist()
-    if not everywhere:  # only the gradient is broken: any pair of the batch may be why
-        everywhere = torch.cat(ranks.gather(torch.tensor(rows, dtype=torch.int64))).tolist()
-    shown = ", ".join(str(row) for row in sorted(everywhere)[:20]) + (", ..." if len(everywhere) > 20 else "")
+    told = [values for values in per_pair if len(values) == len(pairs)]
+    broken = [pair for i, pair in enumerate(pairs) if not all(math.isfinite(values[i]) for values in told)]
+    # where only the gradient is broken, any pair of the batch may be why
+    rows = gather_rows(ranks, broken).tolist() or gather_rows(ranks, pairs).tolist()
+    shown = ", ".join(map(str, sorted(rows)[:20])) + (", ..." if len(rows) > 20 else "")
     terms = ", ".join(f"{name} = {value}" for name, value in bad.items())
     raise TrainingDiverged(
         f"step {step} is not finite: {terms}; pairs (rows of the data): {shown}. "
@@ -70,23 +69,18 @@ class Speed:
         return self._seconds + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """Train inside this block."""
-        self._since = time.perf_counter()
+    def running(self, on: bool = True) -> Iterator[None]:
+        """Train inside this block; off, the clock stands still in it."""
+        before = self._since is not None
+        self._switch(on)
         try:
             yield
         finally:
-            self._stop()
+            self._switch(before)
 
-    @contextmanager
-    def paused(self) -> Iterator[None]:
+    def paused(self) -> AbstractContextManager[None]:
         """Leave the time of this block out."""
-        was_running = self._since is not None
-        self._stop()
-        try:
-            yield
-        finally:
-            self._since = time.perf_counter() if was_running else None
+        return self.running(False)
 
     def count(self, pairs: Sequence[TokenizedPair]) -> None:
         """Another global batch is done."""
@@ -115,5 +109,5 @@ class Speed:
         self.pairs, self.tokens, self._seconds = int(state["pairs"]), int(state["tokens"]), state["seconds"]
         self._mark = (self.pairs, self.tokens, self._seconds)
 
-    def _stop(self) -> None:
-        self._seconds, self._since = self.seconds, None
+    def _switch(self, on: bool) -> None:
+        self._seconds, self._since = self.seconds, time.perf_counter() if on else None

@@ -1,4 +1,6 @@
-"""From a loss to what a plugin back-propagates, for either scope that a loss may declare."""
+"""From a loss to its value without gradient, and to what a plugin back-propagates, for either scope it may declare."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -6,7 +8,17 @@ from torch import Tensor
 from orpo_exp.losses import Loss, Scope
 from orpo_exp.plugins import Objective, Plugin, Ranks
 from orpo_exp.training.sharing import Share
-from orpo_exp.types import LossOutput, PairLogps, Span, TokenLogps
+from orpo_exp.types import LossOutput, PairLogps, Span, TokenizedPair, TokenLogps
+
+
+def evaluated(plugin: Plugin, loss: Loss, share: Share, compared: PairLogps | None, weight: float) -> LossOutput:
+    """This replica's output for all of its pairs, each scored once and without gradient; see `make_objective`."""
+    logps = plugin.score(share.batches)
+    if loss.scope is Scope.pair:
+        return loss(logps, compared and compared.to(logps.chosen.values.device), weight, share.counts)
+    whole, _ = gather_logps(plugin.ranks, logps)
+    others = compared and gather_logps(plugin.ranks, compared)[0]
+    return reported_once(plugin.ranks, loss(whole, others, weight, share.counts))
 
 
 def make_objective(
@@ -22,7 +34,7 @@ def make_objective(
         return _batch_objective(plugin, loss, share, compared, weight)
 
     def objective(number: int, logps: PairLogps) -> LossOutput:
-        own = None if compared is None else share.part(number, compared)
+        own = compared and share.part(number, compared)
         return loss(logps, own and own.to(logps.chosen.values.device), weight, share.counts)
 
     return objective, None
@@ -35,27 +47,20 @@ def _batch_objective(
     pass back-propagate sum(dL/dlogp * logp), whose gradient is the loss's own."""
     whole, first = gather_logps(plugin.ranks, plugin.score(share.batches))
     spans = whole.by_span()
-    for logps in spans.values():
-        logps.values.requires_grad_()
-    others = None if compared is None else gather_logps(plugin.ranks, compared)[0]
+    wanted = [logps.values.requires_grad_() for logps in spans.values()]
+    others = compared and gather_logps(plugin.ranks, compared)[0]
     output = loss(whole, others, weight, share.counts)
-    # one gradient for each scored token of the global batch, (tokens,) by span
-    wanted = [logps.values for logps in spans.values()]
+    # one gradient for each scored token of the global batch, (tokens,) by span; None: the second pass need not have it
     gradients: tuple[Tensor | None, ...] = torch.autograd.grad(output.loss, wanted, allow_unused=True)
-
-    # this replica's part of each span, micro-batch by micro-batch
-    pieces: list[dict[Span, Tensor]] = [{} for _ in share.batches]
-    for span, gradient in zip(spans, gradients, strict=True):
-        if gradient is None:  # no gradient by this span: the second pass need not have it
-            continue
-        sizes = [int(batch.score.lengths[span].sum()) for batch in share.batches]
-        start = int(spans[span].lengths[:first].sum())
-        for piece, part in zip(pieces, gradient[start : start + sum(sizes)].split(sizes), strict=True):
-            piece[span] = part
+    own = {
+        span: TokenLogps(gradient, spans[span].lengths).slice(first, first + len(share.pairs))
+        for span, gradient in zip(spans, gradients, strict=True)
+        if gradient is not None
+    }
 
     def objective(number: int, logps: PairLogps) -> LossOutput:
         again = logps.by_span()
-        parts = [(gradient, again[span].values) for span, gradient in pieces[number].items()]
+        parts = [(share.part(number, gradient).values, again[span].values) for span, gradient in own.items()]
         return LossOutput(torch.stack([(g.to(v.device) * v).sum(dtype=torch.float64) for g, v in parts]).sum(), {})
 
     return objective, [reported_once(plugin.ranks, output)]
@@ -80,3 +85,8 @@ def gather_logps(ranks: Ranks, own: PairLogps) -> tuple[PairLogps, int]:
         gathered[span] = TokenLogps(torch.cat(ranks.gather(logps.values)), torch.cat(lengths), squared)
         first = sum(len(part) for part in lengths[: ranks.replica])
     return PairLogps.from_spans(gathered), first
+
+
+def gather_rows(ranks: Ranks, own: Sequence[TokenizedPair]) -> Tensor:
+    """The rows of the data of all replicas' pairs, (pairs,) int64 in the order of the replicas."""
+    return torch.cat(ranks.gather(torch.tensor([pair.row for pair in own], dtype=torch.int64)))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import safetensors.torch
 import torch
 from torch import Tensor
 from typing_extensions import override
@@ -21,7 +22,7 @@ from orpo_exp.files import written_beside
 from orpo_exp.plugins import Plugin, Which
 from orpo_exp.registry import Registry
 from orpo_exp.schema import Settings, setting
-from orpo_exp.training.objectives import gather_logps
+from orpo_exp.training.objectives import gather_logps, gather_rows
 from orpo_exp.training.sharing import Share, Sharing
 from orpo_exp.training.stop import Stopped, StopRequest
 from orpo_exp.types import PairLogps, Span, TokenizedPair, TokenLogps
@@ -139,7 +140,7 @@ class Cached(Reference):
         path = Path(self.config.folder).expanduser() / f"{self._fingerprint(draws)}.safetensors"
         if self.plugin.ranks.everywhere(path.exists()):
             log.info("reference log-probabilities read from %s", path)
-            tensors = _read(path)
+            tensors = safetensors.torch.load_file(path)
         else:
             log.info("scoring %d pairs under the reference policy", train_pairs + len(held_out))
             parts = folder / PARTS / f"{path.stem}-by-{size}"
@@ -149,11 +150,16 @@ class Cached(Reference):
             if self.plugin.ranks.is_main:
                 _write(path, tensors)
                 shutil.rmtree(folder / PARTS, ignore_errors=True)
-        self.scored = {split: Scored.of(split, tensors) for split in draws}
+        # by split: rows of the data, (pairs,) int64 in ascending order; where each is in the log-probabilities; these
+        self.scored = {split: (*tensors[f"{split}/rows"].sort(), _logps(split, tensors)) for split in draws}
 
     @override
     def logps(self, split: str, share: Share) -> PairLogps:
-        return self.scored[split].find([pair.row for pair in share.pairs])
+        rows, place, logps = self.scored[split]
+        wanted = torch.tensor([pair.row for pair in share.pairs], dtype=torch.int64)
+        found = torch.searchsorted(rows, wanted)
+        assert torch.equal(rows[found], wanted), "every pair was scored before training"
+        return logps.select(place[found])
 
     def _fingerprint(self, draws: Mapping[str, Draws]) -> str:
         needs = sorted(need.name for need in self.sharing.needs)
@@ -170,14 +176,13 @@ class Cached(Reference):
         """Some pairs' log-probabilities, whole on every rank: from disk, or scored by all ranks together."""
         ranks, path = self.plugin.ranks, folder / f"{split}-{number:06d}.safetensors"
         if ranks.everywhere(path.exists()):
-            return _read(path)
+            return safetensors.torch.load_file(path)
         if number_asked := stop.agreed(ranks):
             log.warning("stopped while scoring under the reference policy; what is scored is kept in %s", folder)
             raise Stopped(number_asked)
         share = self.sharing.of(pairs)
         whole, _ = gather_logps(ranks, self.plugin.score(share.batches))
-        rows = ranks.gather(torch.tensor([pair.row for pair in share.pairs], dtype=torch.int64))
-        tensors = {f"{split}/rows": torch.cat(rows)}
+        tensors = {f"{split}/rows": gather_rows(ranks, share.pairs)}
         for span, logps in whole.by_span().items():
             tensors |= {f"{split}/{span.name}/values": logps.values, f"{split}/{span.name}/lengths": logps.lengths}
         if ranks.is_main:
@@ -185,46 +190,21 @@ class Cached(Reference):
         return tensors
 
 
-@dataclass(frozen=True)
-class Scored:
-    """Log-probabilities of many pairs, looked up by row of the data. rows: (pairs,) int64 in ascending order; place:
-    where in `logps` each of them is."""
-
-    rows: Tensor
-    place: Tensor
-    logps: PairLogps
-
-    @staticmethod
-    def of(split: str, tensors: Mapping[str, Tensor]) -> "Scored":
-        """A split's part of what was scored, or read."""
-        spans = {
-            span: TokenLogps(tensors[f"{split}/{span.name}/values"], tensors[f"{split}/{span.name}/lengths"])
-            for span in Span
-            if f"{split}/{span.name}/values" in tensors
-        }
-        return Scored(*tensors[f"{split}/rows"].sort(), PairLogps.from_spans(spans))
-
-    def find(self, rows: Sequence[int]) -> PairLogps:
-        """The log-probabilities of the pairs of these rows, in this order."""
-        wanted = torch.tensor(rows, dtype=torch.int64)
-        found = torch.searchsorted(self.rows, wanted)
-        assert torch.equal(self.rows[found], wanted), "every pair was scored before training"
-        return self.logps.select(self.place[found])
+def _logps(split: str, tensors: Mapping[str, Tensor]) -> PairLogps:
+    """A split's part of what was scored, or read."""
+    spans = {
+        span: TokenLogps(tensors[f"{split}/{span.name}/values"], tensors[f"{split}/{span.name}/lengths"])
+        for span in Span
+        if f"{split}/{span.name}/values" in tensors
+    }
+    return PairLogps.from_spans(spans)
 
 
 def _joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_beside(path) as beside:  # others may write the same now
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)
+        safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside)

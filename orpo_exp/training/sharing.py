@@ -3,10 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from orpo_exp.layouts import Layout
 from orpo_exp.plugins import Ranks
-from orpo_exp.types import Batch, Counts, Need, PairLogps, TokenizedPair
+from orpo_exp.types import Batch, Counts, Need, PairLogps, TokenizedPair, TokenLogps
+
+Logps = TypeVar("Logps", PairLogps, TokenLogps)
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class Share:
         """The micro-batches, with this alone of what is needed."""
         return self.batches if needs == self.sharing.needs else self._collated(needs)
 
-    def part(self, number: int, logps: PairLogps) -> PairLogps:
-        """Of the log-probabilities of all the replica's pairs those of one micro-batch."""
+    def part(self, number: int, logps: Logps) -> Logps:
+        """Of the log-probabilities (or their gradients) of all the replica's pairs those of one micro-batch."""
         first = sum(len(part) for part in self.parts[:number])
         return logps.slice(first, first + len(self.parts[number]))
 
