@@ -88,8 +88,8 @@ class Checkpoints:
             return {name: fingerprint(beside / name) for name in self.plugin.save(beside, self.held)}
 
         def put_in_place() -> None:
-            write_json(beside / STATE, {**state, "best": self.best, "best_by": self._best_by})
-            files = {**written, STATE: fingerprint(beside / STATE)}
+            whole = {**state, "best": self.best, "best_by": self._best_by}
+            files = {**written, STATE: write_json(beside / STATE, whole)}
             write_json(beside / MANIFEST, {"format": FORMAT, "step": step, **self.about, "files": files})
             replace_folder(beside, place)
 
@@ -196,13 +196,10 @@ def fingerprint(path: Path, sync: bool = True) -> dict[str, Any]:
         return {"bytes": file.tell(), "sha256": digest}
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file for good."""
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
+def write_json(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a JSON file for good; its fingerprint."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return fingerprint(path)
 
 
 def replace_folder(beside: Path, place: Path) -> None:

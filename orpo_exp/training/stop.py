@@ -1,8 +1,7 @@
 """A request to stop, looked at between two steps."""
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from types import FrameType
 
 from orpo_exp.plugins import Ranks
@@ -30,11 +29,9 @@ class StopRequest:
         """The number of the signal by which any rank was asked to stop, the same on all; 0 for none."""
         return ranks.largest(self.signal)
 
-    @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> AbstractContextManager[None]:
         """Take over the signals for the time of the block."""
-        with handled(self._handle):
-            yield
+        return handled(self._handle)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:
