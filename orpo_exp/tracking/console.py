@@ -49,7 +49,6 @@ class ConsoleTracker(Tracker):
 
     @override
     def start(self, run: RunInfo) -> None:
-        """Print the configuration and put up the bar."""
         self._run = run
         self._last_line = (0, -float("inf"))  # step and time of the last progress line
         self._origin: tuple[int, float] | None = None  # step and time that speed is measured from
@@ -170,11 +169,9 @@ def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def evaluation_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
     """The metrics of the first and the last evaluation, and what changed between them."""
-    records = list(columns.values())
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("held-out pairs")
-    for title in [*columns, *(["change"] if len(columns) > 1 else [])]:
-        table.add_column(title, justify="right")
+    records, titles = list(columns.values()), [*columns, *(["change"] if len(columns) > 1 else [])]
+    right = [Column(title, justify="right") for title in titles]
+    table = Table("held-out pairs", *right, box=None, pad_edge=False, header_style="bold")
     for name in records[-1]:
         if name not in ("step", "split", "time"):
             values = [record.get(name, math.nan) for record in records]
@@ -187,8 +184,7 @@ def contents_table(folder: Path) -> Table:
     """What lies in the run's folder, of what a run may leave there."""
     table = Table(box=None, show_header=False, padding=(0, 2))
     for name, meaning in CONTENTS.items():
-        path = folder / name
-        if path.exists():
+        if (path := folder / name).exists():
             table.add_row(name + "/" * path.is_dir(), Text(meaning, "dim"))
     return table
 

@@ -56,7 +56,6 @@ class Jsonl(Tracker):
 
     @override
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Close the file."""
         if self._file is not None:
             self._file.close()
 

@@ -6,9 +6,9 @@ import os
 import re
 import sys
 import traceback
+from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import TextIO
+from typing import Self, TextIO
 
 from rich.console import Console
 from rich.text import Text
@@ -60,7 +60,7 @@ class ScreenHandler(logging.Handler):
             return
         try:
             mark = MARKS.get(min(record.levelno, logging.ERROR), ("", ""))
-            CONSOLE.print(Text.assemble(mark, self.format(record)), soft_wrap=True)
+            CONSOLE.print(Text.assemble(mark, CONTROL.sub("", self.format(record))), soft_wrap=True)
         except Exception:
             self.handleError(record)
 
@@ -82,7 +82,7 @@ class FailureHandler(logging.StreamHandler[TextIO]):
         return CONTROL.sub("", f"rank {self._rank} failed: {what}")
 
 
-class Messages:
+class Messages(ExitStack):
     """Where the messages of this process go, inside the `with` block; afterwards all is as it was.
 
     The main rank has the console (from INFO on) and run.log (everything, with times). Another rank has rank-N.log, and
@@ -90,34 +90,26 @@ class Messages:
     """
 
     def __init__(self, rank: int) -> None:
+        super().__init__()
         self._rank = rank
-        self._file_name = f"rank-{rank}.log" if rank else "run.log"
 
-    def __enter__(self) -> "Messages":
-        self._former = (ROOT.level, ROOT.propagate)
-        self._handlers: list[logging.Handler] = []
+    @override
+    def __enter__(self) -> Self:
+        self.callback(ROOT.setLevel, ROOT.level)
+        self.callback(setattr, ROOT, "propagate", ROOT.propagate)
         ROOT.setLevel(logging.DEBUG)
         ROOT.propagate = False
-        if self._rank:
-            self._add(FailureHandler(self._rank))
-        else:
-            self._add(ScreenHandler(logging.INFO), PlainFormatter())
+        self._add(FailureHandler(self._rank) if self._rank else ScreenHandler(logging.INFO))
         return self
 
     def keep(self, folder: Path) -> None:
         """From now on the messages go to a file in the run's folder as well."""
-        file = logging.FileHandler(folder / self._file_name, encoding="utf-8")
-        self._add(file, PlainFormatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        name = f"rank-{self._rank}.log" if self._rank else "run.log"
+        file = logging.FileHandler(folder / name, encoding="utf-8")
+        file.setFormatter(PlainFormatter("%(asctime)s %(levelname)-7s %(message)s", "%Y-%m-%d %H:%M:%S"))
+        self._add(file)
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for handler in self._handlers:
-            ROOT.removeHandler(handler)
-            handler.close()
-        level, ROOT.propagate = self._former
-        ROOT.setLevel(level)
-
-    def _add(self, handler: logging.Handler, formatter: logging.Formatter | None = None) -> None:
-        if formatter is not None:
-            handler.setFormatter(formatter)
-        self._handlers.append(handler)
+    def _add(self, handler: logging.Handler) -> None:
         ROOT.addHandler(handler)
+        self.callback(handler.close)
+        self.callback(ROOT.removeHandler, handler)

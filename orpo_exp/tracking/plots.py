@@ -50,34 +50,29 @@ FEW = 40  # up to so many points are marked one by one; more are drawn faintly, 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes: the metrics drawn in it, each as (name, what the legend calls it, colour).
+    """One pair of axes.
 
+    metrics: what is drawn in it, by name; where it is two, the area between them is filled.
     title: None where it is what the first metric is.
     held_out: evaluations are drawn as well.
     smooth: many points get a running mean; false for what is set, not measured.
-    shade: the area between the first two metrics is filled.
     limits: of the vertical axis, None where they follow the numbers.
     """
 
-    curves: tuple[tuple[str, str, str], ...]
+    metrics: tuple[str, ...]
     title: str | None = None
     held_out: bool = True
     smooth: bool = True
-    shade: bool = False
     limits: tuple[float | None, float | None] = (None, None)
 
 
 PREFERENCE = (
-    Panel(
-        (("rewards/chosen", "chosen", GREEN), ("rewards/rejected", "rejected", VERMILION)),
-        "rewards, the margin between them shaded",
-        shade=True,
-    ),
-    Panel((("rewards/margin", "", BLUE),)),
-    Panel((("rewards/accuracy", "", BLUE),), limits=(-0.02, 1.02)),
+    Panel(("rewards/chosen", "rewards/rejected"), "rewards, the margin between them shaded"),
+    Panel(("rewards/margin",)),
+    Panel(("rewards/accuracy",), limits=(-0.02, 1.02)),
 )
 TRAINING = tuple(
-    Panel(((name, "", BLUE),), held_out=False, smooth=measured, limits=(0.0, None))
+    Panel((name,), held_out=False, smooth=measured, limits=(0.0, None))
     for name, measured in (("lr", False), ("lam", False), ("grad_norm", True), ("pairs_per_second", True))
 )
 
@@ -88,28 +83,23 @@ def plot_run(folder: Path) -> list[Path]:
     A metric that is missing is left out, and so is a picture that would be empty.
     """
     records = read_metrics(folder / FILE)
-    about = declared(folder)
+    path = folder / "result.json"
+    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    about = from_json(None) | from_json(result.get("metrics"))  # what the metrics are, those of every run among them
     names = {name for record in records for name in record}
     trained = {name for record in records if record["split"] == "train" for name in record}
     falling = [name for name, metric in about.items() if metric.good is Direction.min]
     pictures = {
-        "loss": [Panel(((name, "", BLUE),)) for name in dict.fromkeys(["loss", *falling])],
+        "loss": [Panel((name,)) for name in dict.fromkeys(["loss", *falling])],
         "preference": PREFERENCE,
         "training": TRAINING,
     }
     written = []
     for picture, panels in pictures.items():
-        there = [p for p in panels if any(name in (names if p.held_out else trained) for name, _, _ in p.curves)]
+        there = [p for p in panels if not (names if p.held_out else trained).isdisjoint(p.metrics)]
         if there:
             written.append(save(folder / "plots" / f"{picture}.png", there, records, about))
     return written
-
-
-def declared(folder: Path) -> dict[str, Metric]:
-    """What a run's metrics are, those of every run among them."""
-    path = folder / "result.json"
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return from_json(None) | from_json(result.get("metrics"))
 
 
 def heading(metric: Metric) -> str:
@@ -188,28 +178,23 @@ def draw_panel(ax: "Axes", panel: Panel, records: Records, about: Mapping[str, M
     """Draw one panel: training as a line, evaluations as circles, steps without a finite value as crosses below."""
     train = [record for record in records if record["split"] == "train"]
     held_out = [record for record in records if record["split"] == "eval" and panel.held_out]
-    metric = about[panel.curves[0][0]]
+    metric, several = about[panel.metrics[0]], len(panel.metrics) > 1
     if metric.level is not None:
         ax.axhline(metric.level[0], color="#888888", linestyle=":", linewidth=1.2, label=metric.level[1])
-    for name, label, colour in panel.curves:
-        prefix = f"{label}, " if label else ""
+    circles: dict[str, Any] = {"markerfacecolor": "white", "markersize": 5.5, "markeredgewidth": 1.5}
+    for name, colour in zip(panel.metrics, (GREEN, VERMILION) if several else (BLUE,), strict=True):
+        prefix = f"{name.rpartition('/')[2]}, " if several else ""
         draw_train(ax, *series(train, name), colour, f"{prefix}train", panel.smooth)
         steps, values = series(held_out, name)
-        circles: dict[str, Any] = {
-            "color": colour,
-            "markerfacecolor": "white",
-            "markersize": 5.5,
-            "markeredgewidth": 1.5,
-        }
-        ax.plot(steps, values, "o:", label=f"{prefix}held out", linewidth=1, zorder=4, **circles)
+        ax.plot(steps, values, "o:", color=colour, label=f"{prefix}held out", linewidth=1, zorder=4, **circles)
         broken = [r["step"] for r in (*train, *held_out) if not math.isfinite(r.get(name, 0.0))]
         ax.plot(broken, [0.02] * len(broken), "x", color="red", transform=ax.get_xaxis_transform(), label="not finite")
-    if panel.shade:
-        upper, lower = (dict(zip(*series(train, name), strict=True)) for name, _, _ in panel.curves[:2])
+    if several:
+        upper, lower = (dict(zip(*series(train, name), strict=True)) for name in panel.metrics)
         steps = sorted(upper.keys() & lower.keys())
         ax.fill_between(steps, [upper[s] for s in steps], [lower[s] for s in steps], color=INK, alpha=0.07, linewidth=0)
     ax.set_title(panel.title or heading(metric))
-    ax.set_ylabel(along_axis(" and ".join(name for name, _, _ in panel.curves), metric))
+    ax.set_ylabel(along_axis(" and ".join(panel.metrics), metric))
     count_steps(ax)
     format_values(ax)
     ax.set_ylim(*panel.limits)

@@ -43,19 +43,16 @@ class TensorBoard(Tracker):
 
     @override
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Add one scalar for each metric."""
         assert self._writer is not None, "log() before start()"
         for name, value in metrics.items():
             self._writer.add_scalar(f"{split}/{name}", value, step)
 
     @override
     def flush(self) -> None:
-        """Write what waits to be written."""
         assert self._writer is not None, "flush() before start()"
         self._writer.flush()
 
     @override
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the rest and close."""
         if self._writer is not None:
             self._writer.close()

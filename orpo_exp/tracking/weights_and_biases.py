@@ -47,10 +47,7 @@ class WandB(Tracker):
         name: str | None = None
 
     config: Config
-
-    def __init__(self, config: TrackerConfig) -> None:
-        super().__init__(config)
-        self._run: Any = None
+    _run: Any = None
 
     @override
     def start(self, run: RunInfo) -> None:
@@ -72,9 +69,8 @@ class WandB(Tracker):
             x_save_requirements=False,
         )
         wandb.setup(settings=quiet)
-        if c.mode is Mode.online and not wandb.login(
-            prompt=False, verify=False
-        ):  # never wait for someone to type a key
+        # never wait for someone to type a key
+        if c.mode is Mode.online and not wandb.login(prompt=False, verify=False):
             raise RuntimeError(
                 "no W&B key found. Run `wandb login`, set WANDB_API_KEY, or use tracker.wandb.mode=offline"
             )
@@ -98,7 +94,6 @@ class WandB(Tracker):
 
     @override
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """Log the metrics under their split."""
         if self._run is not None:
             # W&B drops what lies at or before the last number it has: a resumed run's repeated steps, which are equal
             place = 2 * step + (split == "eval")
