@@ -7,7 +7,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rich.text import Text
 from rich.tree import Tree
 from typing_extensions import override
 
+from orpo_exp.schema import flat
 from orpo_exp.tracking.base import TRACKERS, RunInfo, Tracker
 from orpo_exp.tracking.jsonl import FILE, read_metrics
 from orpo_exp.tracking.logs import CONSOLE, CONTROL, PAGES
@@ -36,6 +37,7 @@ CONTENTS = {
     "model": "the final weights, for AutoModelForCausalLM.from_pretrained",
     "run.log": "what the console said",
 }
+PROGRESS = {"loss": "loss {:.4f}", "rewards/accuracy": "accuracy {:.2f}", "pairs_per_second": "{:,.4g} pairs/s"}
 STYLES = {"completed": "bold green", "failed": "bold red"}
 GUIDES = str.maketrans("│├└─", "    ")  # what a tree is drawn with
 
@@ -116,13 +118,7 @@ class ConsoleTracker(Tracker):
     def _progress(self, step: int, metrics: Mapping[str, float]) -> None:
         now, total = time.monotonic(), self._run.total_steps
         self._origin = self._origin or (step, now)
-        shown = [
-            f"{label} {metrics[name]:{digits}}"
-            for label, name, digits in (("loss", "loss", ".4f"), ("accuracy", "rewards/accuracy", ".2f"))
-            if name in metrics
-        ]
-        if "pairs_per_second" in metrics:
-            shown.append(f"{metrics['pairs_per_second']:,.4g} pairs/s")
+        shown = [words.format(metrics[name]) for name, words in PROGRESS.items() if name in metrics]
         if step > self._origin[0]:
             seconds_a_step = (now - self._origin[1]) / (step - self._origin[0])
             shown.append(f"{duration(seconds_a_step * (total - step))} left")
@@ -150,21 +146,17 @@ def configuration_tree(run: RunInfo) -> Tree:
         several = content and all(isinstance(value, Mapping) for value in content.values())  # trackers: a key for each
         choice = ", ".join(content) if several else choices.get(group, "")
         branch = tree.add(Text.assemble((group, "cyan"), f": {choice}" if choice else ""))
-        settings = [Text.assemble((f"{key}=", "dim"), value, overflow="fold") for key, value in leaves(content)]
-        if settings:
-            branch.add(Text("  ").join(settings))
+        if settings := flat(content):
+            said = [Text.assemble((f"{key}=", "dim"), typed(of), overflow="fold") for key, of in settings.items()]
+            branch.add(Text("  ").join(said))
     return tree
 
 
-def leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The settings of a group as one would type them: dotted key and value."""
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        elif isinstance(value, str) and value and not re.search(r"\s", value):
-            yield f"{prefix}{key}", value
-        else:
-            yield f"{prefix}{key}", json.dumps(value, ensure_ascii=False, default=str)
+def typed(value: Any) -> str:
+    """A setting's value as one would type it."""
+    if isinstance(value, str) and value and not re.search(r"\s", value):
+        return value
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def evaluation_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -191,11 +183,10 @@ def contents_table(folder: Path) -> Table:
 
 def ending(result: Mapping[str, Any], total_steps: int) -> str:
     """The rest of the sentence that begins with the status: how far, how long, how fast, what went wrong."""
-    parts = [
-        f" after {result.get('steps', 0):,} of {total_steps:,} steps in {duration(result.get('wall_time_seconds', 0))}"
-    ]
+    took = duration(result.get("wall_time_seconds", 0))
+    parts = [f" after {result.get('steps', 0):,} of {total_steps:,} steps in {took}"]
     if result.get("pairs_per_second"):
-        parts.append(f"{result['pairs_per_second']:,.4g} pairs/s")
+        parts.append(PROGRESS["pairs_per_second"].format(result["pairs_per_second"]))
     if result.get("peak_memory_bytes"):
         parts.append(f"peak memory {decimal(result['peak_memory_bytes'])}")
     error = str(result.get("error") or "").strip()
