@@ -30,21 +30,16 @@ def make_objective(
     compared: log-probabilities of this replica's pairs under the reference policy, where the loss needs one.
     Summed over replicas, the losses and terms of the outputs are those of the global batch.
     """
-    if loss.scope is Scope.batch:
-        return _batch_objective(plugin, loss, share, compared, weight)
+    if loss.scope is Scope.pair:
 
-    def objective(number: int, logps: PairLogps) -> LossOutput:
-        own = compared and share.part(number, compared)
-        return loss(logps, own and own.to(logps.chosen.values.device), weight, share.counts)
+        def of_micro_batch(number: int, logps: PairLogps) -> LossOutput:
+            others = compared and share.part(number, compared)
+            return loss(logps, others and others.to(logps.chosen.values.device), weight, share.counts)
 
-    return objective, None
+        return of_micro_batch, None
 
-
-def _batch_objective(
-    plugin: Plugin, loss: Loss, share: Share, compared: PairLogps | None, weight: float
-) -> tuple[Objective, list[LossOutput]]:
-    """Score the global batch without gradient, differentiate the loss by the log-probabilities, and let the second
-    pass back-propagate sum(dL/dlogp * logp), whose gradient is the loss's own."""
+    # Score the global batch without gradient, differentiate the loss by the log-probabilities, and let the second pass
+    # back-propagate sum(dL/dlogp * logp), whose gradient is the loss's own
     whole, first = gather_logps(plugin.ranks, plugin.score(share.batches))
     spans = whole.by_span()
     wanted = [logps.values.requires_grad_() for logps in spans.values()]
@@ -58,12 +53,12 @@ def _batch_objective(
         if gradient is not None
     }
 
-    def objective(number: int, logps: PairLogps) -> LossOutput:
+    def second_pass(number: int, logps: PairLogps) -> LossOutput:
         again = logps.by_span()
         parts = [(share.part(number, gradient).values, again[span].values) for span, gradient in own.items()]
         return LossOutput(torch.stack([(g.to(v.device) * v).sum(dtype=torch.float64) for g, v in parts]).sum(), {})
 
-    return objective, [reported_once(plugin.ranks, output)]
+    return second_pass, [reported_once(plugin.ranks, output)]
 
 
 def reported_once(ranks: Ranks, whole: LossOutput) -> LossOutput:
