@@ -9,7 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from orpo_exp.losses.base import LOSSES, smoothed_logistic
-from orpo_exp.losses.dpo_base import PairScores, ReferenceLoss, ReferenceLossConfig
+from orpo_exp.losses.dpo_base import PairScores, ReferenceLoss
 from orpo_exp.schema import setting
 
 
@@ -24,7 +24,7 @@ class DPO(ReferenceLoss):
     """
 
     @dataclass
-    class Config(ReferenceLossConfig):
+    class Config(ReferenceLoss.Config):
         """label_smoothing: assumed share of flipped preferences."""
 
         label_smoothing: float = setting(0.0, ge=0, lt=0.5)
@@ -59,7 +59,7 @@ class DPORobust(ReferenceLoss):
     """
 
     @dataclass
-    class Config(ReferenceLossConfig):
+    class Config(ReferenceLoss.Config):
         """label_smoothing: the share of flipped preferences, below one half."""
 
         label_smoothing: float = setting(0.1, ge=0, lt=0.5)
@@ -113,7 +113,7 @@ class EXOPair(ReferenceLoss):
     """
 
     @dataclass
-    class Config(ReferenceLossConfig):
+    class Config(ReferenceLoss.Config):
         """label_smoothing: eps, above 0 because its logarithm is taken."""
 
         label_smoothing: float = setting(1e-3, gt=0, lt=0.5)
@@ -139,7 +139,7 @@ class DiscoPOP(ReferenceLoss):
     """
 
     @dataclass
-    class Config(ReferenceLossConfig):
+    class Config(ReferenceLoss.Config):
         """tau: temperature of the modulation; above 1 the exponential would outgrow it."""
 
         tau: float = setting(0.05, gt=0, le=1)

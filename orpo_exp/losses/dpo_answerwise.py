@@ -1,6 +1,6 @@
 """Losses that judge each answer's log-ratio by itself: the chosen one's level matters, not only the difference.
 
-u = beta * w is an answer's reward, w its log-ratio. Only the reverse KL makes sense here (AnswerwiseConfig).
+u = beta * w is an answer's reward, w its log-ratio. Only the reverse KL makes sense here (AnswerwiseLoss).
 """
 
 import torch
@@ -9,13 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from orpo_exp.losses.base import LOSSES
-from orpo_exp.losses.dpo_base import AnswerwiseConfig, PairScores, ReferenceLoss
-
-
-class AnswerwiseLoss(ReferenceLoss):
-    """What they share: their settings."""
-
-    Config = AnswerwiseConfig
+from orpo_exp.losses.dpo_base import AnswerwiseLoss, PairScores
 
 
 @LOSSES.register("nca_pair")

@@ -1,57 +1,46 @@
 """Alignment by optimal transport: distributions of log-ratios over the global batch, compared by sorting."""
 
-from abc import abstractmethod
 from dataclasses import dataclass
 
 from torch import Tensor
 from typing_extensions import override
 
 from orpo_exp.losses.base import LOSSES, Scope, smoothed_logistic
-from orpo_exp.losses.dpo_base import AnswerwiseConfig, PairScores, ReferenceLoss
+from orpo_exp.losses.dpo_base import AnswerwiseLoss, PairScores
 from orpo_exp.schema import ConfigError, setting
 
 
-@dataclass
-class AOTConfig(AnswerwiseConfig):
-    """label_smoothing: assumed share of flipped preferences; the rest as in ReferenceLossConfig."""
-
-    label_smoothing: float = setting(0.0, ge=0, lt=0.5)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.wpo:
-            raise ConfigError(
-                "wpo",
-                True,
-                "false: sorting takes the pairs apart, so that a weight has no pair to weigh",
-                "Set wpo=false, or choose another loss.",
-            )
-
-
-def sorted_up(values: Tensor) -> Tensor:
-    """The values in ascending order; equal ones keep theirs, so that the gradient is reproducible."""
-    return values.sort(stable=True).values
-
-
-class SortedLoss(ReferenceLoss):
+class SortedLoss(AnswerwiseLoss):
     """What both share: ranks of the global batch are compared, and so all pairs are needed at once."""
 
-    Config = AOTConfig
-    config: AOTConfig
+    scope = Scope.batch
 
-    @property
-    @override
-    def scope(self) -> Scope:
-        return Scope.batch
+    @dataclass
+    class Config(AnswerwiseLoss.Config):
+        """label_smoothing: assumed share of flipped preferences."""
 
-    @abstractmethod
-    def gaps(self, scores: PairScores) -> Tensor:
-        """How far the i-th smallest value lies above the one it should exceed, (pairs,) float64."""
+        label_smoothing: float = setting(0.0, ge=0, lt=0.5)
 
-    @override
-    def pair_losses(self, scores: PairScores) -> Tensor:
-        """The entries are ranks of the batch, not pairs."""
-        return smoothed_logistic(self.config.beta * self.gaps(scores), self.config.label_smoothing)
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.wpo:
+                raise ConfigError(
+                    "wpo",
+                    True,
+                    "false: sorting takes the pairs apart, so that a weight has no pair to weigh",
+                    "Set wpo=false, or choose another loss.",
+                )
+
+    config: Config
+
+    def rank_losses(self, upper: Tensor, lower: Tensor) -> Tensor:
+        """The i-th smallest value of `upper` should exceed that of `lower`; (pairs,) float64 in and out.
+
+        The entries of the result are ranks of the batch, not pairs.
+        """
+        # equal values keep their order, so that the gradient is reproducible
+        gaps = upper.sort(stable=True).values - lower.sort(stable=True).values
+        return smoothed_logistic(self.config.beta * gaps, self.config.label_smoothing)
 
 
 @LOSSES.register("aot")
@@ -66,9 +55,8 @@ class AOT(SortedLoss):
     """
 
     @override
-    def gaps(self, scores: PairScores) -> Tensor:
-        """Margins of the policy over those of the reference."""
-        return sorted_up(scores.policy_margin) - sorted_up(scores.reference_margin)
+    def pair_losses(self, scores: PairScores) -> Tensor:
+        return self.rank_losses(scores.policy_margin, scores.reference_margin)
 
 
 @LOSSES.register("aot_unpaired")
@@ -79,6 +67,5 @@ class AOTUnpaired(SortedLoss):
     """
 
     @override
-    def gaps(self, scores: PairScores) -> Tensor:
-        """Log-ratios of the chosen answers over those of the rejected ones."""
-        return sorted_up(scores.chosen_logratio) - sorted_up(scores.rejected_logratio)
+    def pair_losses(self, scores: PairScores) -> Tensor:
+        return self.rank_losses(scores.chosen_logratio, scores.rejected_logratio)

@@ -49,61 +49,16 @@ class PairScores:
     """What the family's formulas are written in, (pairs,) float64 each.
 
     chosen_logratio, rejected_logratio: w = log policy - log reference of the whole answer.
-    chosen_score, rejected_score: the same under the chosen divergence, f'(exp w).
+    delta, mean_delta: difference of the answers' scores f'(exp w) under the chosen divergence; the same per token.
     policy_margin, reference_margin: log p(chosen) - log p(rejected) under each of the two.
-    chosen_length, rejected_length: tokens, at least 1.
     """
 
     chosen_logratio: Tensor
     rejected_logratio: Tensor
-    chosen_score: Tensor
-    rejected_score: Tensor
+    delta: Tensor
+    mean_delta: Tensor
     policy_margin: Tensor
     reference_margin: Tensor
-    chosen_length: Tensor
-    rejected_length: Tensor
-
-    @property
-    def delta(self) -> Tensor:
-        """Difference of the answers' scores."""
-        return self.chosen_score - self.rejected_score
-
-    @property
-    def mean_delta(self) -> Tensor:
-        """Difference of the answers' scores per token."""
-        return self.chosen_score / self.chosen_length - self.rejected_score / self.rejected_length
-
-
-@dataclass
-class ReferenceLossConfig(LossConfig):
-    """beta: strength of the tie to the reference; f_divergence, alpha_divergence: its kind, and the order of `alpha`;
-    ld_alpha: weight of the tokens past the shorter answer's length (LD-DPO), null for none; wpo: weigh each pair by how
-    probable the policy finds it (WPO); nll_weight: weight of the chosen answer's NLL added to the loss (RPO).
-    """
-
-    beta: float = setting(0.1, gt=0)
-    f_divergence: FDivergence = FDivergence.reverse_kl
-    alpha_divergence: float = setting(0.5)
-    ld_alpha: float | None = setting(None, ge=0, le=1)
-    wpo: bool = False
-    nll_weight: float = setting(0.0, ge=0)
-
-
-@dataclass
-class AnswerwiseConfig(ReferenceLossConfig):
-    """Settings of a loss that looks at each answer's log-ratio by itself: the reverse KL only."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.f_divergence is not FDivergence.reverse_kl:
-            raise ConfigError(
-                "f_divergence",
-                self.f_divergence.name,
-                "reverse_kl: another divergence leaves an unknown constant per prompt in each answer's reward, which "
-                "cancels only where the loss takes the difference of the two answers' scores",
-                "Choose reverse_kl, or a loss of the difference: dpo, dpo_hinge, dpo_robust, dpo_norm, ipo, exo_pair, "
-                "discopop.",
-            )
 
 
 class ReferenceLoss(Loss):
@@ -119,13 +74,25 @@ class ReferenceLoss(Loss):
     reward_scale_field = "beta"
     exponent_clamp = 80.0  # of the divergences' exponentials: exp(80) is a float32 with room for a sum
 
-    Config = ReferenceLossConfig
-    config: ReferenceLossConfig
+    @dataclass
+    class Config(LossConfig):
+        """beta: strength of the tie to the reference; f_divergence, alpha_divergence: its kind, and the order of
+        `alpha`; ld_alpha: weight of the tokens past the shorter answer's length (LD-DPO), null for none; wpo: weigh
+        each pair by how probable the policy finds it (WPO); nll_weight: of the chosen answer's NLL in the loss (RPO).
+        """
+
+        beta: float = setting(0.1, gt=0)
+        f_divergence: FDivergence = FDivergence.reverse_kl
+        alpha_divergence: float = setting(0.5)
+        ld_alpha: float | None = setting(None, ge=0, le=1)
+        wpo: bool = False
+        nll_weight: float = setting(0.0, ge=0)
+
+    config: Config
 
     @property
     @override
     def needs(self) -> frozenset[Need]:
-        """The summed squared probabilities where WPO asks for them."""
         return frozenset({Need.log_squared} if self.config.wpo else ())
 
     @property
@@ -162,8 +129,8 @@ class ReferenceLoss(Loss):
         kind, alpha = self.config.f_divergence, self.config.alpha_divergence
         score_c, score_r = (divergence_score(w, kind, alpha, self.exponent_clamp) for w in logratios)
         length_c, length_r = (s.lengths.clamp(min=1).to(chosen) for s in (policy.chosen, policy.rejected))
-        margins = chosen - rejected, reference_chosen - reference_rejected
-        return PairScores(*logratios, score_c, score_r, *margins, length_c, length_r)
+        deltas = score_c - score_r, score_c / length_c - score_r / length_r
+        return PairScores(*logratios, *deltas, chosen - rejected, reference_chosen - reference_rejected)
 
     def _log_probabilities(self, logps: PairLogps) -> tuple[Tensor, Tensor]:
         if self.config.ld_alpha is None:
@@ -171,6 +138,26 @@ class ReferenceLoss(Loss):
         shared = torch.minimum(logps.chosen.lengths, logps.rejected.lengths)
         chosen, rejected = (tail_weighed(s, shared, self.config.ld_alpha).sum() for s in (logps.chosen, logps.rejected))
         return chosen, rejected
+
+
+class AnswerwiseLoss(ReferenceLoss):
+    """A loss that looks at each answer's log-ratio by itself: the reverse KL only."""
+
+    @dataclass
+    class Config(ReferenceLoss.Config):
+        """See ReferenceLoss."""
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.f_divergence is not FDivergence.reverse_kl:
+                raise ConfigError(
+                    "f_divergence",
+                    self.f_divergence.name,
+                    "reverse_kl: another divergence leaves an unknown constant per prompt in each answer's reward, "
+                    "which cancels only where the loss takes the difference of the two answers' scores",
+                    "Choose reverse_kl, or a loss of the difference: dpo, dpo_hinge, dpo_robust, dpo_norm, ipo, "
+                    "exo_pair, discopop.",
+                )
 
 
 def tail_weighed(logps: TokenLogps, shared: Tensor, weight: float) -> TokenLogps:

@@ -36,6 +36,10 @@ class KTO(Loss):
     """
 
     needs_reference = True
+    # for the KL, which is that of the whole global batch and has no gradient
+    scope = Scope.batch
+    needs = frozenset({Need.mismatched})
+    gradient_needs = frozenset()
     terms: ClassVar[Mapping[str, Metric]] = {
         "preference_loss": PREFERENCE_LOSS,
         "kl": Metric("KL to the reference", "nats", definition="mean log-ratio of mismatched answers, at least 0"),
@@ -52,24 +56,6 @@ class KTO(Loss):
         undesirable_weight: float = setting(1.0, ge=0)
 
     config: Config
-
-    @property
-    @override
-    def scope(self) -> Scope:
-        """The KL is that of the whole global batch."""
-        return Scope.batch
-
-    @property
-    @override
-    def needs(self) -> frozenset[Need]:
-        """The mismatched answers, for the KL."""
-        return frozenset({Need.mismatched})
-
-    @property
-    @override
-    def gradient_needs(self) -> frozenset[Need]:
-        """None: the KL has no gradient."""
-        return frozenset()
 
     @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
