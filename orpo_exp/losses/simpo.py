@@ -42,14 +42,14 @@ class SimPO(Loss):
 
     @override
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
-        """The NLL has no weight here: it is only reported."""
+        """`weight` is that of the NLL: 0 in SimPO itself, where it is only reported."""
         chosen, rejected = self.config.beta * policy.chosen.mean(), self.config.beta * policy.rejected.mean()
         preference = smoothed_logistic(chosen - rejected - self.config.gamma, self.config.label_smoothing)  # (pairs,)
-        return with_likelihood(preference, 0.0, chosen, rejected, policy, counts)
+        return with_likelihood(preference, weight, chosen, rejected, policy, counts)
 
 
 @LOSSES.register("cpo_simpo")
-class CPOSimPO(Loss):
+class CPOSimPO(SimPO):
     """CPO-SimPO: SimPO plus CPO's likelihood term (arXiv 2405.14734 and 2401.08417, joined by CPO's authors).
 
         loss = -log sigmoid(beta * (mean log p(chosen) - mean log p(rejected)) - gamma) + alpha * NLL(chosen)
@@ -58,9 +58,6 @@ class CPOSimPO(Loss):
     """
 
     weight_field = "alpha"
-    terms = WITH_LIKELIHOOD
-    reward = MEAN_LOGP
-    reward_scale_field = "beta"
 
     @dataclass
     class Config(SimPO.Config):
@@ -69,12 +66,6 @@ class CPOSimPO(Loss):
         alpha: float = setting(1.0, ge=0)
 
     config: Config
-
-    @override
-    def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:
-        chosen, rejected = self.config.beta * policy.chosen.mean(), self.config.beta * policy.rejected.mean()
-        preference = smoothed_logistic(chosen - rejected - self.config.gamma, self.config.label_smoothing)  # (pairs,)
-        return with_likelihood(preference, weight, chosen, rejected, policy, counts)
 
 
 def shaped(logp: Tensor, alpha: float) -> Tensor:
