@@ -11,34 +11,31 @@ from orpo_exp.losses.schedules import LAM_SCHEDULES, LamSchedule, LamScheduleCon
 from orpo_exp.schema import ConfigError, setting
 
 
-@dataclass
-class AdaptiveConfig(LamScheduleConfig):
-    """Settings of every controller.
-
-    rate: the most that the logarithm of the weight moves in one step.
-    min_factor, max_factor: the weight stays between these multiples of its configured value.
-    """
-
-    rate: float = setting(0.05, gt=0, le=1)
-    min_factor: float = setting(0.1, gt=0, le=1)
-    max_factor: float = setting(10.0, ge=1, le=1e6)
-
-
 class Adaptive(LamSchedule):
     """An integral controller of the weight's logarithm, one move per optimizer step:
 
         weight = start * factor,    factor <- clip(factor * exp(rate * clip(error, -1, 1)), min_factor, max_factor)
 
     Since the error is cut at 1, no single batch can move the weight by more than exp(rate); since the factor is cut at
-    its bounds, it does not wind up beyond them while the target is out of reach. An error that is not a number is
+    its bounds, it does not wind up beyond them while the target is out of reach. An error that is not finite is
     ignored. The weight depends on the metrics of the global batch alone, so that every rank finds the same.
 
     Raises ConfigError where the configured weight is 0: no multiple of 0 reaches a target.
     """
 
-    config: AdaptiveConfig
+    @dataclass
+    class Config(LamScheduleConfig):
+        """rate: the most that the logarithm of the weight moves in one step.
+        min_factor, max_factor: the weight stays between these multiples of its configured value.
+        """
 
-    def __init__(self, config: AdaptiveConfig, start: float, total_steps: int) -> None:
+        rate: float = setting(0.05, gt=0, le=1)
+        min_factor: float = setting(0.1, gt=0, le=1)
+        max_factor: float = setting(10.0, ge=1, le=1e6)
+
+    config: Config
+
+    def __init__(self, config: Config, start: float, total_steps: int) -> None:
         super().__init__(config, start, total_steps)
         if not start > 0:
             raise ConfigError(
@@ -57,13 +54,12 @@ class Adaptive(LamSchedule):
     @override
     def update(self, metrics: Mapping[str, float]) -> None:
         error = self.error(metrics)
-        if not math.isnan(error):
-            moved = self.factor * math.exp(self.config.rate * min(max(error, -1.0), 1.0))
-            self.factor = self._bounded(moved)
+        if math.isfinite(error):
+            self.factor = self._bounded(self.factor * math.exp(self.config.rate * min(max(error, -1.0), 1.0)))
 
     @abstractmethod
     def error(self, metrics: Mapping[str, float]) -> float:
-        """How far the target is away: above 0 where the weight should grow; nan where it cannot be told."""
+        """How far the target is away: above 0 where the weight should grow; not finite where it cannot be told."""
 
     @override
     def state_dict(self) -> dict[str, float]:
@@ -88,8 +84,8 @@ class TargetMargin(Adaptive):
     needs_metrics = frozenset({"log_odds_ratio"})
 
     @dataclass
-    class Config(AdaptiveConfig):
-        """target: the mean log odds ratio to hold. The rest: see AdaptiveConfig."""
+    class Config(Adaptive.Config):
+        """target: the mean log odds ratio to hold. The rest: see Adaptive."""
 
         target: float = setting(1.0)
 
@@ -97,8 +93,7 @@ class TargetMargin(Adaptive):
 
     @override
     def error(self, metrics: Mapping[str, float]) -> float:
-        margin = metrics["log_odds_ratio"]
-        return self.config.target - margin if math.isfinite(margin) else math.nan
+        return self.config.target - metrics["log_odds_ratio"]
 
 
 @LAM_SCHEDULES.register("balanced")
@@ -112,8 +107,8 @@ class Balanced(Adaptive):
     needs_metrics = frozenset({"nll_loss", "odds_ratio_loss"})
 
     @dataclass
-    class Config(AdaptiveConfig):
-        """target: weight * odds_ratio_loss / nll_loss to hold. The rest: see AdaptiveConfig."""
+    class Config(Adaptive.Config):
+        """target: weight * odds_ratio_loss / nll_loss to hold. The rest: see Adaptive."""
 
         target: float = setting(0.25, gt=0)
 

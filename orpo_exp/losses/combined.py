@@ -47,25 +47,21 @@ class Combined(Loss):
     @property
     @override
     def needs_reference(self) -> bool:  # type: ignore[override]
-        """Where any part does."""
         return any(part.needs_reference for part in self.parts.values())
 
     @property
     @override
     def scope(self) -> Scope:
-        """The batch where any part must see it whole."""
         return Scope.batch if any(part.scope is Scope.batch for part in self.parts.values()) else Scope.pair
 
     @property
     @override
     def needs(self) -> frozenset[Need]:
-        """What any part needs."""
         return frozenset().union(*(part.needs for part in self.parts.values()))
 
     @property
     @override
     def gradient_needs(self) -> frozenset[Need]:
-        """What any part has a gradient by."""
         return frozenset().union(*(part.gradient_needs for part in self.parts.values()))
 
     @property

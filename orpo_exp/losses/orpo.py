@@ -87,13 +87,11 @@ class ORPO(Loss):
     @property
     @override
     def scope(self) -> Scope:
-        """The whole batch where the odds are pooled over it."""
         return Scope.batch if self.config.average is Average.batch else Scope.pair
 
     @property
     @override
     def needs(self) -> frozenset[Need]:
-        """The prompt's log-probabilities where the NLL covers it."""
         return nll_needs(self.config.nll)
 
     @property

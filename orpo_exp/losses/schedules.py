@@ -62,22 +62,21 @@ class Constant(LamSchedule):
         return self.start
 
 
-@dataclass
-class RampConfig(LamScheduleConfig):
-    """steps: how long it takes, below 1 a share of all steps, from 1 on a number of steps; None: all of them."""
-
-    steps: float | None = setting(None, ge=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps is not None:
-            check_steps("steps", self.steps)
-
-
 class Ramp(LamSchedule):
     """A weight that changes over the first steps n and then stays: start * factor((step - 1) / (n - 1))."""
 
-    config: RampConfig
+    @dataclass
+    class Config(LamScheduleConfig):
+        """steps: how long it takes, below 1 a share of all steps, from 1 on a number of steps; None: all of them."""
+
+        steps: float | None = setting(None, ge=0)
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.steps is not None:
+                check_steps("steps", self.steps)
+
+    config: Config
 
     @override
     def weight(self, step: int) -> float:
@@ -95,8 +94,8 @@ class LinearWarmup(Ramp):
     """A straight line from a share of the configured weight up to all of it: initial + (1 - initial) * progress."""
 
     @dataclass
-    class Config(RampConfig):
-        """initial: the share of the weight at the first step. steps: see RampConfig."""
+    class Config(Ramp.Config):
+        """initial: the share of the weight at the first step. steps: see Ramp."""
 
         initial: float = setting(0.0, ge=0, le=1)
         steps: float | None = setting(0.25, ge=0)
@@ -108,18 +107,16 @@ class LinearWarmup(Ramp):
         return self.config.initial * (1.0 - progress) + progress
 
 
-@dataclass
-class DecayConfig(RampConfig):
-    """final: the share of the weight that the decay leads to. steps: see RampConfig."""
-
-    final: float = setting(0.0, ge=0, le=1)
-
-
 class Decay(Ramp):
     """A ramp down to a share of the weight."""
 
-    Config = DecayConfig
-    config: DecayConfig
+    @dataclass
+    class Config(Ramp.Config):
+        """final: the share of the weight that the decay leads to. steps: see Ramp."""
+
+        final: float = setting(0.0, ge=0, le=1)
+
+    config: Config
 
 
 @LAM_SCHEDULES.register("linear_decay")

@@ -39,7 +39,6 @@ class SFT(Loss):
     @property
     @override
     def needs(self) -> frozenset[Need]:
-        """The prompt's log-probabilities where the NLL covers it."""
         return nll_needs(self.config.nll)
 
     @override
