@@ -4,7 +4,7 @@ Those that every run has are declared here; a loss declares its own beside them.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
@@ -29,10 +29,6 @@ class Metric:
     good: Direction | None = None
     level: tuple[float, str] | None = None
     definition: str = ""
-
-    def defined(self, definition: str) -> "Metric":
-        """The same, computed in this way."""
-        return replace(self, definition=definition)
 
 
 LOSS = Metric("loss", good=Direction.min)

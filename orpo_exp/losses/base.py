@@ -1,8 +1,7 @@
 """What a loss is: a pure function from log-probabilities to terms, and what it declares about itself."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import ClassVar
 
@@ -74,7 +73,7 @@ class Loss(ABC):
         return float(getattr(self.config, self.weight_field)) if self.weight_field else 0.0
 
     @property
-    def terms(self) -> Mapping[str, Metric]:
+    def terms(self) -> dict[str, Metric]:
         """Its own terms and metrics of pairs, by name. One without a definition depends on all of the settings."""
         return {}
 
@@ -93,11 +92,12 @@ class Loss(ABC):
     def metrics(self) -> dict[str, Metric]:
         """All that it reports, each with its definition. Log-probabilities have none: they are the same for all."""
         scale = float(getattr(self.config, self.reward_scale_field)) if self.reward_scale_field else 1.0
-        rewards = {name: metric.defined(f"{scale} * {self.reward}") for name, metric in REWARDS.items()}
+        rewards = {name: replace(metric, definition=f"{scale} * {self.reward}") for name, metric in REWARDS.items()}
         # a positive scale changes no order
-        rewards["rewards/accuracy"] = REWARDS["rewards/accuracy"].defined(self.reward)
-        terms = {name: metric.defined(metric.definition or self.definition) for name, metric in self.terms.items()}
-        return {"loss": LOSS.defined(self.definition), **terms, **rewards, **LOGPS}
+        rewards["rewards/accuracy"] = replace(REWARDS["rewards/accuracy"], definition=self.reward)
+        own = {"loss": LOSS, **self.terms}
+        own = {name: replace(metric, definition=metric.definition or self.definition) for name, metric in own.items()}
+        return own | rewards | LOGPS
 
     @abstractmethod
     def __call__(self, policy: PairLogps, reference: PairLogps | None, weight: float, counts: Counts) -> LossOutput:

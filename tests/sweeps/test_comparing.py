@@ -1,5 +1,7 @@
 """Which metric ranks, and what is said of metrics that runs compute in different ways."""
 
+from dataclasses import replace
+
 import pytest
 from sweeps.builder import DECLARED, make_run, make_sweep
 
@@ -17,7 +19,7 @@ def _no_pictures(monkeypatch):
 
 
 def declared(definition):
-    return DECLARED | {name: metric.defined(definition) for name, metric in REWARDS.items()}
+    return DECLARED | {name: replace(metric, definition=definition) for name, metric in REWARDS.items()}
 
 
 def losses(folder, definitions, metrics=("rewards/accuracy", "logps/accuracy", "rewards/margin")):
