@@ -1,6 +1,5 @@
 """A weighted sum of losses."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from omegaconf import MISSING
@@ -16,10 +15,9 @@ SHARED = REWARDS | LOGPS  # what every part reports
 
 @LOSSES.register("combined")
 class Combined(Loss):
-    """sum over parts of weight * loss. Each part keeps its own settings, and its own weight where it has one.
+    """sum over parts of weight * loss. What a part alone reports is named `<part>/<name>`; rewards are of the first.
 
-    What a part alone reports is named `<part>/<name>`; rewards are those of the first part. A part that a lambda
-    schedule could drive keeps its configured value.
+    Each part keeps its own settings: a weight that a lambda schedule could drive stays at its configured value.
     """
 
     @dataclass
@@ -72,7 +70,7 @@ class Combined(Loss):
 
     @property
     @override
-    def terms(self) -> Mapping[str, Metric]:
+    def terms(self) -> dict[str, Metric]:
         return {
             f"{part}/{name}": replace(loss.metrics[name], label=f"{part}: {loss.metrics[name].label}")
             for part, loss in self.parts.items()

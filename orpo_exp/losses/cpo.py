@@ -17,8 +17,8 @@ class CPO(Loss):
 
         loss = -log sigmoid(beta * (log p(chosen) - log p(rejected))) + alpha * NLL(chosen)
 
-    Log-probabilities are sums over the answer and rewards are beta times them. The paper's likelihood term is that of
-    whole answers with alpha = 1; here, as in TRL, it is a mean over answer tokens. Label smoothing as in TRL.
+    Log-probabilities are sums over the answer. The paper's likelihood term is that of whole answers with alpha = 1;
+    here, as in TRL, it is a mean over answer tokens. Label smoothing as in TRL.
     """
 
     weight_field = "alpha"
@@ -50,8 +50,7 @@ class SLiC(Loss):
         loss = max(0, 1 - beta * (log p(chosen) - log p(rejected))) + alpha * NLL(chosen)
 
     The paper's margin delta is 1 / beta here, and the loss beta times the paper's. Its regularisation is the likelihood
-    of a separate target; here, as in TRL, it is that of the chosen answer, a mean over its tokens. Rewards are beta
-    times the answers' log-probabilities.
+    of a separate target; here, as in TRL, it is that of the chosen answer, a mean over its tokens.
     """
 
     terms = WITH_LIKELIHOOD

@@ -50,8 +50,7 @@ class AOT(SortedLoss):
         -(1 - eps) log sigmoid(beta d) - eps log sigmoid(-beta d)
         d = sort(s_c - s_r) - sort(reference s_c - reference s_r)
 
-    The i-th smallest margin of the policy should exceed the i-th smallest of the reference. The sort is over the global
-    batch: scope `batch`.
+    The i-th smallest margin of the policy should exceed the i-th smallest of the reference.
     """
 
     @override

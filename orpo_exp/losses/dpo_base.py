@@ -2,7 +2,6 @@
 
 import math
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -97,7 +96,7 @@ class ReferenceLoss(Loss):
 
     @property
     @override
-    def terms(self) -> Mapping[str, Metric]:
+    def terms(self) -> dict[str, Metric]:
         return WITH_LIKELIHOOD if self.config.nll_weight else {"preference_loss": PREFERENCE_LOSS}
 
     @property

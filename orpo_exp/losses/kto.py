@@ -1,6 +1,5 @@
 """KTO: each answer is desirable or undesirable by itself, against a reference point shared by the batch."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -31,8 +30,8 @@ class KTO(Loss):
                                     undesirable_weight * (1 - sigmoid(beta * (KL - w)))  for a rejected one
 
     The mean is over all answers, two to a pair, and not divided by the weights, as in TRL. KL is the mean over both
-    mismatched answers of every pair of the global batch; TRL takes mismatched answers within a device's batch. Rewards
-    are beta * w; `kl` is reported. A global batch of one pair has no mismatched answers worth the name.
+    mismatched answers of every pair of the global batch; TRL takes mismatched answers within a device's batch. A global
+    batch of one pair has no mismatched answers worth the name.
     """
 
     needs_reference = True
@@ -40,7 +39,7 @@ class KTO(Loss):
     scope = Scope.batch
     needs = frozenset({Need.mismatched})
     gradient_needs = frozenset()
-    terms: ClassVar[Mapping[str, Metric]] = {
+    terms: ClassVar[dict[str, Metric]] = {
         "preference_loss": PREFERENCE_LOSS,
         "kl": Metric("KL to the reference", "nats", definition="mean log-ratio of mismatched answers, at least 0"),
     }

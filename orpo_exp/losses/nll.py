@@ -17,7 +17,11 @@ class NLLTokens(Enum):
 
 
 class NLLAverage(Enum):
-    """What weighs the same in the likelihood term: each token of the global batch, or each of its sequences."""
+    """What weighs the same in the likelihood term.
+
+    token: each token of the global batch, so that long answers weigh more.
+    sequence: each pair, by the mean over its own tokens; a pair without a scored token counts 0.
+    """
 
     token = "token"
     sequence = "sequence"
@@ -29,11 +33,7 @@ def nll_needs(tokens: NLLTokens) -> frozenset[Need]:
 
 
 def nll_term(policy: PairLogps, counts: Counts, tokens: NLLTokens, average: NLLAverage = NLLAverage.token) -> Tensor:
-    """Negative log-likelihood of the chosen answers, () float64: the given pairs' share of the global batch's.
-
-    token: a mean over all scored tokens of the global batch, so that long answers weigh more.
-    sequence: each pair's mean over its own tokens, then a mean over pairs; a pair without a scored token counts 0.
-    """
+    """Negative log-likelihood of the chosen answers, () float64: the given pairs' share of the global batch's."""
     total, lengths, of_all = policy.chosen.sum(), policy.chosen.lengths, counts.chosen_tokens  # (pairs,), (pairs,), int
     if tokens is NLLTokens.prompt_and_answer:
         assert policy.prompt is not None  # `nll_needs` asked for it

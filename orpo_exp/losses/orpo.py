@@ -1,6 +1,5 @@
 """ORPO: odds-ratio preference optimisation, and the forms in which its implementations differ."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 
@@ -15,9 +14,6 @@ from orpo_exp.metrics import Direction, Metric
 from orpo_exp.schema import setting
 from orpo_exp.types import Counts, LossOutput, Need, PairLogps, TokenLogps
 
-# Where 1 + epsilon - p falls below this, the log odds go on along their tangent.
-LEAST_GAP = 1e-6
-
 
 def log_odds(logp: Tensor, epsilon: float = 0.0) -> Tensor:
     """log(p / (1 + epsilon - p)) of p = exp(logp), elementwise, float64 in and out.
@@ -27,7 +23,7 @@ def log_odds(logp: Tensor, epsilon: float = 0.0) -> Tensor:
     still pushed down. An epsilon moves that point to -(1e-6 - epsilon); one of 1e-6 or more bounds the slope by itself,
     and the function is exact for all p <= 1.
     """
-    x = logp.clamp(max=-max(LEAST_GAP - epsilon, 0.0))
+    x = logp.clamp(max=-max(1e-6 - epsilon, 0.0))
     # log(1 + epsilon - e^x): each form is exact where the other cancels (Maechler 2012)
     near_one, far = torch.log(epsilon - torch.expm1(x)), torch.log1p(epsilon - torch.exp(x))
     slope = (1.0 + epsilon) / (epsilon - torch.expm1(x.detach()))
@@ -35,14 +31,16 @@ def log_odds(logp: Tensor, epsilon: float = 0.0) -> Tensor:
 
 
 class Odds(Enum):
-    """Whose odds are compared: those of the mean log-probability of an answer, or each token's own, then their mean."""
+    """Whose odds are compared: those of an answer's mean log-probability per token (the paper, TRL), or each token's
+    own, of which the mean log odds are taken (ColossalChat)."""
 
     sequence = "sequence"
     token = "token"
 
 
 class Average(Enum):
-    """Where the odds ratio is taken: within each pair, or once between all chosen and all rejected answers."""
+    """Where the odds ratio is taken: within each pair, and the penalty is a mean over pairs (the paper, TRL), or once,
+    with all chosen tokens of the global batch as one answer and all rejected tokens as another (ColossalChat)."""
 
     pair = "pair"
     batch = "batch"
@@ -54,13 +52,8 @@ class ORPO(Loss):
 
         loss = nll_weight * NLL(chosen) + lam * -log sigmoid(log_odds(chosen) - log_odds(rejected))
 
-    `odds`: those of the answer's mean log-probability per token (the paper, TRL), or the mean over tokens of each
-    token's log odds (ColossalChat).
-    `average`: the penalty is a mean over pairs (the paper, TRL), or one number in which all chosen tokens of the global
-    batch count as one answer and all rejected tokens as another (ColossalChat). The loss must then see the whole batch.
-
-    Log odds continue along their tangent above a log-probability of -1e-6, of answers and of tokens alike: see
-    `log_odds`. Rewards are mean log-probabilities per token; `log_odds_ratio` is each pair's, whatever the average.
+    For the forms in which implementations differ see Odds, Average and `log_odds`. The metric `log_odds_ratio` is each
+    pair's, whatever the average.
     """
 
     weight_field = "lam"
@@ -71,7 +64,7 @@ class ORPO(Loss):
         """The weights of the two terms, and the form of each.
 
         lam: of the odds-ratio term, 0 is supervised fine-tuning. nll_weight: of the likelihood term.
-        odds, average, epsilon: see ORPO and `log_odds`. nll, nll_average: see `nll_term`.
+        epsilon: see `log_odds`. nll, nll_average: see `nll_term`.
         """
 
         lam: float = setting(0.1, ge=0)
@@ -96,7 +89,7 @@ class ORPO(Loss):
 
     @property
     @override
-    def terms(self) -> Mapping[str, Metric]:
+    def terms(self) -> dict[str, Metric]:
         c = self.config
         odds = f"odds of each {c.odds.value}, epsilon={c.epsilon}"
         pooled = f"{odds}, one ratio for each {c.average.value}"

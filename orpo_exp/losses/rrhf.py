@@ -18,7 +18,7 @@ class RRHF(Loss):
         loss = max(0, mean log p(rejected) - mean log p(chosen) + margin) + nll_weight * NLL(chosen)
 
     The paper's loss has no margin and the NLL of the best answer with weight 1, summed over its tokens; here the NLL is
-    a mean over the answer tokens of the global batch. Rewards are mean log-probabilities per token.
+    a mean over the answer tokens of the global batch.
     """
 
     terms = WITH_LIKELIHOOD

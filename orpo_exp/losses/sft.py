@@ -1,6 +1,5 @@
 """Supervised fine-tuning on the chosen answers."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from typing_extensions import override
@@ -17,7 +16,7 @@ class SFT(Loss):
 
         loss = NLL(chosen)
 
-    Rejected answers are scored for the metrics only: rewards are mean log-probabilities per token, as for ORPO.
+    Rejected answers are scored for the metrics only.
     """
 
     reward = MEAN_LOGP
@@ -33,7 +32,7 @@ class SFT(Loss):
 
     @property
     @override
-    def terms(self) -> Mapping[str, Metric]:
+    def terms(self) -> dict[str, Metric]:
         return {"nll_loss": nll_metric(self.config.nll, self.config.nll_average)}
 
     @property

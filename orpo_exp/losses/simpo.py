@@ -22,8 +22,8 @@ class SimPO(Loss):
 
         loss = -log sigmoid(beta * (mean log p(chosen) - mean log p(rejected)) - gamma)
 
-    gamma is the margin itself, as in the paper and as TRL's simpo_gamma; the paper's tables give gamma / beta. Rewards
-    are beta times the mean log-probability per token. Label smoothing as in TRL.
+    gamma is the margin itself, as in the paper and as TRL's simpo_gamma; the paper's tables give gamma / beta. Label
+    smoothing as in TRL.
     """
 
     terms = WITH_LIKELIHOOD
