@@ -59,8 +59,3 @@ def as_number(text: str) -> float | None:
     except ValueError:
         return None
     return parsed if math.isfinite(parsed) and "_" not in text else None
-
-
-def plain_key(key: str) -> str:
-    """A key without the + that Hydra wants before new ones."""
-    return key.lstrip("+")

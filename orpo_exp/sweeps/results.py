@@ -10,7 +10,7 @@ from typing import Any
 from orpo_exp.metrics import Metric, from_json
 from orpo_exp.runs.states import RESULT, Queue, State, read_result, slurm_queue, state_of
 from orpo_exp.schema import Refused
-from orpo_exp.sweeps.conditions import CONFIG, as_number, canonical, plain_key, read_settings
+from orpo_exp.sweeps.conditions import CONFIG, as_number, canonical, read_settings
 from orpo_exp.sweeps.statistics import Estimate, estimate
 from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, read_sweep
 
@@ -27,7 +27,6 @@ class Point:
     seconds: its wall time. gpus, cores: what it kept busy.
     """
 
-    sweep: Path
     folder: Path
     settings: dict[str, str]
     state: State
@@ -133,42 +132,41 @@ def read_results(folders: Sequence[Path]) -> Results:
     points, places, typed, titles = [], [], [], []
     for folder in folders:
         sweep = read_sweep(folder)
-        typed += [plain_key(key) for key in sweep.swept] if sweep else []
+        typed += [key.lstrip("+") for key in sweep.swept] if sweep else []
         titles.append(f"{sweep.experiment}, {sweep.name}" if sweep else folder.resolve().name)
-        for name, place in listed(folder, sweep).items():
-            points.append(read_point(folder, name, place.job_id if place else None, queue))
-            places.append(place)
-    leave_out_what_is_no_condition(points)
+        listed = points_of(folder, sweep)
+        points += [read_point(folder / place.folder, place.job_id, queue) for place in listed]
+        places += listed
+    # beside runs that tell what can change a number, others are told apart by the same keys
+    conditions = {key for point in points if point.kept for key in point.settings}
     for point, place in zip(points, places, strict=True):
-        if place:
-            point.settings |= {plain_key(key): canonical(value) for key, value in place.overrides.items()}
-    given = [key for key in dict.fromkeys(typed) if key != SEED]
+        if conditions and not point.kept:
+            point.settings = {key: value for key, value in point.settings.items() if key in conditions}
+        point.settings |= {key.lstrip("+"): canonical(value) for key, value in place.overrides.items()}
     configured = [p for p in points if p.state is not State.running and (p.folder / CONFIG).exists()]
-    added, along = further_keys(configured, given, SEED in typed)
-    keys = given + added
+    added, along = further_keys(configured, typed)
+    keys = [*(key for key in dict.fromkeys(typed) if key != SEED), *added]
     groups, repeated = grouped(points, keys)
     return Results("; ".join(titles), keys, along, points, groups, repeated)
 
 
-def listed(folder: Path, sweep: Sweep | None) -> dict[str, SweepPoint | None]:
-    """The points' folders by name: those that sweep.json lists or, without it, those that hold a run. Raises Refused
-    where there is none."""
+def points_of(folder: Path, sweep: Sweep | None) -> list[SweepPoint]:
+    """The points that sweep.json lists or, without it, the folders that hold a run. Raises Refused where there is
+    none."""
     if sweep:
-        return {point.folder: point for point in sweep.points}
+        return sweep.points
     runs = sorted(place.name for place in folder.iterdir() if (place / RESULT).exists()) if folder.is_dir() else []
     if not runs:
         raise Refused(f"{folder} is not a sweep's folder: there is no sweep.json, and no folder of a run in it.")
-    return dict.fromkeys(runs)
+    return [SweepPoint(name, {}, "") for name in runs]
 
 
-def read_point(sweep: Path, name: str, job_id: str | None, queue: Queue) -> Point:
+def read_point(folder: Path, job_id: str | None, queue: Queue) -> Point:
     """One run's row."""
-    folder = sweep / name
     result = read_result(folder) or {}
     state = state_of(folder, job_id, queue)
     hardware = result.get("hardware") or {}
     return Point(
-        sweep=sweep,
         folder=folder,
         settings=read_settings(folder, result),
         state=state,
@@ -203,21 +201,11 @@ def reason(state: State, result: Mapping[str, Any], job_id: str | None) -> str |
     }[state]
 
 
-def leave_out_what_is_no_condition(points: Sequence[Point]) -> None:
-    """Beside runs that tell what can change a number, others are told apart by the same keys."""
-    conditions = {key for point in points if point.kept for key in point.settings}
-    for point in points:
-        if conditions and not point.kept:
-            point.settings = {key: value for key, value in point.settings.items() if key in conditions}
-
-
-def further_keys(points: Sequence[Point], given: Sequence[str], by_seed: bool) -> tuple[list[str], list[str]]:
+def further_keys(points: Sequence[Point], given: Sequence[str]) -> tuple[list[str], list[str]]:
     """Keys whose values tell points apart that are alike in the given ones, and keys that vary along with those.
 
-    by_seed: the seed counts as given. Group choices come first in `settings`, so that what follows from one is not
-    taken for a condition of its own.
+    Group choices come first in `settings`, so that what follows from one is not taken for a condition of its own.
     """
-    base = [*given, *([SEED] if by_seed else [])]
     added: list[str] = []
     along: list[str] = []
     for key in dict.fromkeys(key for point in points for key in point.settings):
@@ -225,12 +213,10 @@ def further_keys(points: Sequence[Point], given: Sequence[str], by_seed: bool) -
             continue
         seen: dict[tuple[str | None, ...], set[str | None]] = {}
         for point in points:
-            alike = tuple(point.settings.get(k) for k in [*base, *added])
+            alike = tuple(point.settings.get(k) for k in [*given, *added])
             seen.setdefault(alike, set()).add(point.settings.get(key))
-        if any(len(values) > 1 for values in seen.values()):
-            added.append(key)
-        else:
-            along.append(key)
+        sets_apart = any(len(values) > 1 for values in seen.values())
+        (added if sets_apart else along).append(key)
     return added, along
 
 

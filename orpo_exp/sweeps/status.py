@@ -5,7 +5,6 @@ python -m orpo_exp.sweeps.status FOLDER
 
 import argparse
 import itertools
-import json
 import math
 import statistics
 import sys
@@ -19,10 +18,10 @@ from rich.text import Text
 
 from orpo_exp.runs.states import State, how_many, read_result, slurm_queue, state_of
 from orpo_exp.schema import Refused
-from orpo_exp.sweeps.results import listed, reason
+from orpo_exp.sweeps.results import points_of, reason
 from orpo_exp.sweeps.sweep_file import read_sweep
 from orpo_exp.tracking.console import duration, number
-from orpo_exp.tracking.jsonl import FILE
+from orpo_exp.tracking.jsonl import FILE, parsed
 
 TAIL_BYTES = 32_768
 WIDE = 200  # columns where the output is no terminal
@@ -54,9 +53,8 @@ def status_table(folder: Path) -> RenderableType:
     Raises Refused where the folder holds no runs.
     """
     sweep = read_sweep(folder)
-    places = listed(folder, sweep)
-    asked = any(place is None or place.job_id for place in places.values())  # whether Slurm could know one of them
-    queue = slurm_queue() if asked else None
+    points = points_of(folder, sweep)
+    queue = slurm_queue() if sweep is None or any(point.job_id for point in points) else None  # of runs it may know
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("point", overflow="fold")
     table.add_column("state")
@@ -64,16 +62,16 @@ def status_table(folder: Path) -> RenderableType:
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("why", no_wrap=True, overflow="ellipsis")
     states: list[State] = []
-    for name, place in places.items():
-        job_id = place.job_id if place else None
-        state = state_of(folder / name, job_id, queue)
+    for point in points:
+        place = folder / point.folder
+        state = state_of(place, point.job_id, queue)
         states.append(state)
-        result = read_result(folder / name) or {}
-        label = ", ".join(f"{key}={value}" for key, value in place.overrides.items()) if place else name
-        progress = how_far(result, last_records(folder / name / FILE), state)
-        why = "" if state in (State.running, State.missing) else reason(state, result, job_id) or ""
+        result = read_result(place) or {}
+        label = ", ".join(f"{key}={value}" for key, value in point.overrides.items()) or point.folder
+        progress = how_far(result, last_records(place / FILE), state)
+        why = "" if state in (State.running, State.missing) else reason(state, result, point.job_id) or ""
         table.add_row(Text(label), Text(state, STYLES.get(state, "dim")), *progress, Text(why))
-    return Group(table, "", Text(f"{len(places)} points: {how_many(states)}"))
+    return Group(table, "", Text(f"{len(points)} points: {how_many(states)}"))
 
 
 def how_far(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]], state: State) -> tuple[str, str, str]:
@@ -98,16 +96,8 @@ def last_records(path: Path) -> list[dict[str, Any]]:
         return []
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - TAIL_BYTES))
-        lines = file.read().splitlines()
-    records = []
-    for line in lines:
-        try:
-            record = json.loads(line)
-            if record["split"] == "train" and {"step", "time"} <= record.keys():
-                records.append(record)
-        except (ValueError, TypeError, KeyError):
-            continue
-    return records
+        lines = file.read().decode(errors="replace").splitlines()
+    return [record for line in lines if (record := parsed(line)) and record["split"] == "train"]
 
 
 if __name__ == "__main__":
