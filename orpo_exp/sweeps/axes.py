@@ -1,5 +1,6 @@
 """What a sweep's pictures share: colours of values, names along an axis."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -29,16 +30,18 @@ def colours(values: Sequence[str]) -> dict[str, dict[str, Any]]:
     if numeric(values):
         scale, last = colormaps["viridis"], max(len(values) - 1, 1)
         return {value: {"color": scale(0.85 * i / last)} for i, value in enumerate(values)}
-    count = len(WORDS)
-    return {
-        value: {"color": WORDS[i % count], "linestyle": DASHES[i // count % len(DASHES)]}
-        for i, value in enumerate(values)
-    }
+    looks = itertools.cycle(itertools.product(DASHES, WORDS))
+    return {value: {"color": colour, "linestyle": dash} for value, (dash, colour) in zip(values, looks, strict=False)}
+
+
+def value_of(group: Group, key: str | None) -> str:
+    """A setting's value of a key; one name for all settings where there is no key."""
+    return group.setting[key] if key else "all seeds"
 
 
 def values_of(groups: Sequence[Group], key: str | None) -> list[str]:
-    """The values of a key in order; one name for all where there is no key."""
-    return ordered(group.setting[key] for group in groups) if key else ["all seeds"]
+    """The different values of a key, in order."""
+    return ordered(value_of(group, key) for group in groups)
 
 
 def name_ticks(ax: "Axes", values: Sequence[str]) -> None:

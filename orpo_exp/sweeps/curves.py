@@ -5,10 +5,10 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from orpo_exp.sweeps.axes import LEGEND, colours, values_of
+from orpo_exp.sweeps.axes import LEGEND, colours, value_of, values_of
 from orpo_exp.sweeps.results import Results
 from orpo_exp.tracking.jsonl import FILE, read_metrics
-from orpo_exp.tracking.plots import BLUE, along_axis, count_steps, format_values, heading, new_figure, series
+from orpo_exp.tracking.plots import along_axis, count_steps, format_values, heading, new_figure, series
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,18 +22,15 @@ def learning_curves(results: Results, axis: str | None, lines: str | None, metri
     value of the other one. None where there would be no line or too many panels."""
     groups = results.groups
     records = {point.folder: read_metrics(point.folder / FILE, "eval") for point in results.counted}
-    others = values_of(groups, lines)
-    panels = [(metrics[0], other) for other in others] if lines else [(metric, "") for metric in metrics]
+    panels = [(metric, other) for metric in (metrics[:1] if lines else metrics) for other in values_of(groups, lines)]
     if len(panels) > MOST_PANELS or not any(len(evaluations) > 1 for evaluations in records.values()):
         return None
     figure, axes = new_figure(len(panels), LEGEND)
-    styles = colours(values_of(groups, axis)) if axis else {"": {"color": BLUE}}
+    styles = colours(values_of(groups, axis))
     for ax, (metric, other) in zip(axes, panels, strict=True):
         heights: list[list[float]] = []
-        for group in groups:
-            if lines and group.setting[lines] != other:
-                continue
-            style = styles[group.setting[axis] if axis else ""]
+        for group in [group for group in groups if value_of(group, lines) == other]:
+            style = styles[value_of(group, axis)]
             seeds = [dict(zip(*series(records[point.folder], metric), strict=True)) for point in group.points]
             heights += [list(seed.values()) for seed in seeds]
             if len(seeds) > 1:  # one line with gaps: sooner drawn than a line for each seed

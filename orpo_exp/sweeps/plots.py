@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orpo_exp.files import written_beside
-from orpo_exp.sweeps.axes import LEGEND, colours, name_ticks, numeric, values_of
+from orpo_exp.sweeps.axes import LEGEND, colours, name_ticks, numeric, value_of, values_of
 from orpo_exp.sweeps.conditions import as_number
 from orpo_exp.sweeps.curves import learning_curves
 from orpo_exp.sweeps.report import columns
@@ -28,11 +28,9 @@ def draw_sweep(results: Results, metric: str, folder: Path) -> dict[Path, str]:
     metric: the one that decides; it comes first, and a heat map shows it alone. Pictures of an earlier summary that
     are not drawn again are removed.
     """
-    groups, keys = results.groups, results.keys
+    keys = results.keys
     main = columns(results, metric)
-    others = sorted(results.measured - set(main))
-    # not what was asked for, as lambda is where no schedule has moved it
-    further = [name for name in others if varies(groups, name) and not is_setting(groups, name)]
+    further = [name for name in sorted(results.measured - set(main)) if tells(results.groups, name)]
     pictures: dict[str, tuple[Figure, str]] = {}
     with drawing():
         if main and len(keys) <= 2:
@@ -42,12 +40,12 @@ def draw_sweep(results: Results, metric: str, folder: Path) -> dict[Path, str]:
             pictures["metrics"] = against(results, axis, lines, main), f"Final held-out metrics {text}"
             if further:
                 pictures["further_metrics"] = against(results, axis, lines, further), f"Further held-out metrics {text}"
-            if len(keys) == 2:
+            if axis and lines:
                 text = f"Final `{metric}` by `{keys[0]}` and `{keys[1]}`: mean and 95% interval; grey: no result."
                 pictures["heat_map"] = heat_map(results, axis, lines, metric), text
             curves = learning_curves(results, axis, lines, main)
             if curves:
-                text = f"Held-out metrics while training, by `{axis}`" if axis else "Held-out metrics while training"
+                text = "Held-out metrics while training" + (f", by `{axis}`" if axis else "")
                 pictures["learning_curves"] = curves, f"{text}: mean over seeds; thin lines are single seeds."
         elif main:
             text = (
@@ -65,18 +63,12 @@ def draw_sweep(results: Results, metric: str, folder: Path) -> dict[Path, str]:
     return {folder / f"{name}.png": text for name, (_, text) in pictures.items()}
 
 
-def varies(groups: Sequence[Group], metric: str) -> bool:
-    """Whether a metric takes more than one value."""
-    return len({value for group in groups for value in group.values(metric).values()}) > 1
-
-
-def is_setting(groups: Sequence[Group], metric: str) -> bool:
-    """Whether a metric only repeats the swept number of its name."""
-    return any(
-        all(value == as_number(group.setting[key]) for group in groups for value in group.values(metric).values())
-        for key in groups[0].setting
-        if key.rpartition(".")[2] == metric
-    )
+def tells(groups: Sequence[Group], metric: str) -> bool:
+    """Whether a metric varies and not only repeats the swept number of its name, as lambda does without a schedule."""
+    values = [(group, value) for group in groups for value in group.values(metric).values()]
+    namesakes = [key for key in groups[0].setting if key.rpartition(".")[2] == metric]
+    repeated = any(all(value == as_number(group.setting[key]) for group, value in values) for key in namesakes)
+    return len({value for _, value in values}) > 1 and not repeated
 
 
 def axis_and_lines(results: Results) -> tuple[str | None, str | None]:
@@ -95,14 +87,14 @@ def against(results: Results, axis: str | None, lines: str | None, metrics: Sequ
     groups = results.groups
     figure, panels = new_figure(len(metrics), LEGEND)
     values = values_of(groups, axis)
-    styles = colours(values_of(groups, lines)) if lines else {"": {"color": BLUE}}
+    styles = colours(values_of(groups, lines))
     for ax, name in zip(panels, metrics, strict=True):
         metric = results.metric(name)
         for i, (line, style) in enumerate(styles.items()):
             shift = 0.6 * (i - (len(styles) - 1) / 2) / max(len(styles), 2)
-            own = [g for g in groups if (not lines or g.setting[lines] == line) and g.values(name)]
-            places = [(values.index(g.setting[axis]) if axis else 0) + shift for g in own]
-            draw_settings(ax, places, own, name, style, axis is not None and numeric(values), 0.2 / len(styles))
+            own = [g for g in groups if value_of(g, lines) == line and g.values(name)]
+            places = [values.index(value_of(g, axis)) + shift for g in own]
+            draw_settings(ax, places, own, name, style, numeric(values), 0.2 / len(styles))
         cut = limit(ax, groups, name)
         ax.set_title(heading(metric) + ("\n(bars cut off at the frame)" if cut else ""))
         ax.set(xlabel=axis or "", ylabel=along_axis(name, metric))
@@ -160,21 +152,19 @@ def limit(ax: "Axes", groups: Sequence[Group], metric: str) -> bool:
     seeds = [value for group in groups for value in group.values(metric).values()]
     margin = 0.6 * (max(seeds) - min(seeds)) or 0.05 * abs(seeds[0]) or 0.1
     low, high = min(seeds) - margin, max(seeds) + margin
-    found = [estimate for group in groups if (estimate := group.estimate(metric)) and estimate.low is not None]
-    lowest = min([min(seeds), *(e.low for e in found if e.low is not None)])
-    highest = max([max(seeds), *(e.high for e in found if e.high is not None)])
+    found = [estimate for group in groups if (estimate := group.estimate(metric))]
+    lowest = min([*seeds, *(e.low for e in found if e.low is not None)])
+    highest = max([*seeds, *(e.high for e in found if e.high is not None)])
     room = 0.05 * (min(high, highest) - max(low, lowest)) or margin
     ax.set_ylim(max(low, lowest - room), min(high, highest + room))
     return lowest < low or highest > high
 
 
-def heat_map(results: Results, across: str | None, down: str | None, metric: str) -> "Figure":
+def heat_map(results: Results, across: str, down: str, metric: str) -> "Figure":
     """The mean of one metric for each pair of values, written into its field; a field without a result stays grey."""
     import numpy
     from matplotlib.figure import Figure
 
-    assert across is not None
-    assert down is not None
     groups, about = results.groups, results.metric(metric)
     columns, rows = values_of(groups, across), values_of(groups, down)
     found = {(g.setting[down], g.setting[across]): g.estimate(metric) for g in groups}
