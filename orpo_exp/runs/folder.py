@@ -38,8 +38,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.result: dict[str, Any] = {}
-        self._earlier = 0.0
-        self._started = time.time()
+        self._started = time.time()  # by `begin` set back by what earlier attempts took
         self._lock = threading.Lock()  # of `result` and the file
         self._ended = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
@@ -49,7 +48,7 @@ class RunFolder:
         config = order.config
         self.path.mkdir(parents=True, exist_ok=True)
         former = read_result(self.path) or {}
-        self._earlier = former.get("wall_time_seconds", 0.0)
+        self._started -= former.get("wall_time_seconds", 0.0)
         write_atomically(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(resolved(config))))
         self.result = {
             "status": "running",
@@ -106,7 +105,7 @@ class RunFolder:
     def _write(self) -> None:
         with self._lock:
             now = time.time()
-            self.result |= {"heartbeat": now, "wall_time_seconds": self._earlier + now - self._started}
+            self.result |= {"heartbeat": now, "wall_time_seconds": now - self._started}
             write_atomically(self.path / RESULT, json.dumps(self.result, indent=2) + "\n")
 
 

@@ -47,11 +47,10 @@ def values_of(groups: Sequence[Group], key: str | None) -> list[str]:
 def name_ticks(ax: "Axes", values: Sequence[str]) -> None:
     """Name the places along the axis, one for each value, evenly spaced; of very many only some."""
     step = math.ceil(len(values) / 16)
-    shown = range(0, len(values), step)
-    slanted = sum(len(values[i]) + 2 for i in shown) > LONG + 2 * len(shown)
-    ax.set_xticks(
-        list(shown), [values[i] for i in shown], rotation=35 if slanted else 0, ha="right" if slanted else "center"
-    )
+    names = values[::step]
+    slanted = sum(map(len, names)) > LONG
+    places = range(0, len(values), step)
+    ax.set_xticks(places, names, rotation=35 if slanted else 0, ha="right" if slanted else "center")
     ax.set_xlim(-0.6, len(values) - 0.4)
     ax.grid(False, axis="x")
     format_values(ax)

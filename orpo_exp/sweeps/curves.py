@@ -35,9 +35,8 @@ def learning_curves(results: Results, axis: str | None, lines: str | None, metri
             heights += [list(seed.values()) for seed in seeds]
             if len(seeds) > 1:  # one line with gaps: sooner drawn than a line for each seed
                 at = [step for seed in seeds for step in (*seed, math.nan)]
-                ax.plot(
-                    at, [v for seed in seeds for v in (*seed.values(), math.nan)], linewidth=0.6, alpha=0.35, **style
-                )
+                values = [value for seed in seeds for value in (*seed.values(), math.nan)]
+                ax.plot(at, values, linewidth=0.6, alpha=0.35, **style)
             steps = sorted(set.intersection(*(set(seed) for seed in seeds)))
             means = [statistics.fmean(seed[step] for seed in seeds) for step in steps]
             ax.plot(steps, means, linewidth=1.8, **style)

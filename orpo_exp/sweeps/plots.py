@@ -177,11 +177,11 @@ def heat_map(results: Results, across: str, down: str, metric: str) -> "Figure":
     for y, row in enumerate(rows):
         for x, column in enumerate(columns):
             estimate = found.get((row, column))
-            text, ink = "", INK
-            if estimate is not None:
-                text, ink = number(estimate.mean), "white" if brightness[y, x] < 0.5 else "black"
-                if estimate.low is not None and estimate.high is not None:
-                    text += f"\n± {(estimate.high - estimate.low) / 2:.2g}"
+            if estimate is None:
+                continue
+            text, ink = number(estimate.mean), "white" if brightness[y, x] < 0.5 else "black"
+            if estimate.low is not None and estimate.high is not None:
+                text += f"\n± {(estimate.high - estimate.low) / 2:.2g}"
             ax.text(x, y, text, ha="center", va="center", color=ink, fontsize=8)
     ax.set_xticks(range(len(columns)), columns, rotation=35 if max(map(len, columns)) > 9 else 0)
     ax.set_yticks(range(len(rows)), rows)

@@ -18,7 +18,7 @@ from orpo_exp.config import RunConfig
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.runs.states import State, slurm_queue, state_of
 from orpo_exp.schema import ConfigError, Refused, flat
-from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, read_sweep
+from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, read_sweep, united
 
 TO_RUN = (State.missing, State.failed, State.interrupted, State.killed)
 LONGEST_NAME = 100  # characters of a point's folder before its hash
@@ -131,8 +131,7 @@ def plan(folder: Path, experiment: str, overrides: list[str], orders: Sequence[t
         allowed = f"values that differ in the first {LONGEST_NAME} characters of a point's name"
         raise ConfigError("--multirun", " ".join(overrides), allowed, "Sweep over names of files in one folder, say.")
 
-    swept = list(dict.fromkeys([*(known.swept if known else []), *orders[0][0].swept]))
-    sweep = Sweep(experiment, folder.name, swept, overrides, list(points.values()))
+    sweep = united(known, Sweep(experiment, folder.name, list(orders[0][0].swept), overrides, list(points.values())))
     queue = slurm_queue()
     if queue is None and shutil.which("squeue"):
         for point in sweep.points:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orpo_exp.metrics import Direction
@@ -38,12 +38,7 @@ def headline(results: Results, metric: str, direction: Direction) -> Headline:
     ranking = sorted((g for g in results.groups if g.name in means), key=lambda group: sign * means[group.name])
     behind = [difference(ranking[0].values(metric), other.values(metric)) for other in ranking[1:]]
     text = sentences(metric, direction, ranking, behind)
-    unfinished = sum(point.state is not State.completed for point in results.points)
-    doubts = [
-        *([f"{unfinished} of {len(results.points)} points have no result."] if unfinished else []),
-        *different_ways(results, metric),
-        *(reservations([len(group.values(metric)) for group in ranking]) if ranking else []),
-    ]
+    doubts = reservations(results, metric, ranking)
     return Headline(metric, direction, ranking, behind, f"{text}\n\nTake care: {' '.join(doubts)}" if doubts else text)
 
 
@@ -66,7 +61,7 @@ def sentences(metric: str, direction: Direction, ranking: Sequence[Group], behin
         said = [
             f"Best by {metric} ({better} is better): {ranking[0].name} with {in_words(best)}.",
             f"The runner-up is {ranking[1].name} with {in_words(second)}.",
-            told_apart(behind[0], direction),
+            told_apart(ahead(behind[0], direction)),
         ]
     alike = [g.name for g, lead in zip(ranking[1:], behind, strict=True) if not lead.clear and lead.low is not None]
     if len(alike) > 1:
@@ -91,12 +86,15 @@ def different_ways(results: Results, metric: str) -> list[str]:
     ]
 
 
-def reservations(counts: Sequence[int]) -> list[str]:
-    """What to bear in mind, from the number of seeds that each setting has."""
-    said = []
+def reservations(results: Results, metric: str, ranking: Sequence[Group]) -> list[str]:
+    """What to bear in mind: what is missing, what does not compare, how few the seeds are."""
+    unfinished = sum(point.state is not State.completed for point in results.points)
+    said = [f"{unfinished} of {len(results.points)} points have no result."] if unfinished else []
+    said += different_ways(results, metric)
+    counts = [len(group.values(metric)) for group in ranking]
     if len(set(counts)) > 1:
         said.append(f"The settings have different numbers of seeds, {min(counts)} to {max(counts)}.")
-    if 1 < min(counts) < FEW:
+    if counts and 1 < min(counts) < FEW:
         said.append(f"{min(counts)} seeds are few: how much seeds differ is itself a rough guess here.")
     if len(counts) > 2:
         said.append(
@@ -106,25 +104,27 @@ def reservations(counts: Sequence[int]) -> list[str]:
     return said
 
 
-def told_apart(found: Difference, direction: Direction) -> str:
+def ahead(behind: Difference, direction: Direction) -> Difference:
+    """The best setting's lead, positive where it is ahead: the difference turned round where low is good."""
+    if direction is Direction.max:
+        return behind
+    low, high = (None, None) if behind.low is None or behind.high is None else (-behind.high, -behind.low)
+    return replace(behind, mean=-behind.mean, low=low, high=high)
+
+
+def told_apart(lead: Difference) -> str:
     """Whether the best and the runner-up differ by more than the seeds do."""
-    lead = found.mean if direction is Direction.max else -found.mean
-    if found.low is None or found.high is None:
+    if lead.low is None or lead.high is None:
         return (
-            f"It is behind by {number(lead)}, and one seed cannot say whether that is chance: give both more seeds"
+            f"It is behind by {number(lead.mean)}, and one seed cannot say whether that is chance: give both more seeds"
             " (seed=0,1,2)."
         )
-    ends = (found.low, found.high) if direction is Direction.max else (-found.high, -found.low)
-    where = f"over their {found.n} common seeds" if found.method == "paired t" else "over seeds that differ"
-    ahead = "ahead" if lead >= 0 else "behind"
-    verdict = (
-        "That leaves 0 out: the seeds tell the two apart."
-        if found.clear
-        else "That includes 0: the seeds do not tell the two apart."
-    )
+    where = f"over their {lead.n} common seeds" if lead.method == "paired t" else "over seeds that differ"
+    verdict = "leaves 0 out: the seeds tell" if lead.clear else "includes 0: the seeds do not tell"
+    side = "ahead" if lead.mean >= 0 else "behind"
     return (
-        f"The best is {ahead} by {number(abs(lead))} {where}, with a 95% interval of the lead from {number(ends[0])} to"
-        f" {number(ends[1])} ({found.method}). {verdict}"
+        f"The best is {side} by {number(abs(lead.mean))} {where}, with a 95% interval of the lead from"
+        f" {number(lead.low)} to {number(lead.high)} ({lead.method}). That {verdict} the two apart."
     )
 
 
@@ -187,35 +187,27 @@ def settings_table(results: Results, answer: Headline) -> str:
     if not results.groups:
         return "No point is completed yet."
     metrics = columns(results, answer.metric)
-    leads = {group.name: lead for group, lead in zip(answer.ranking[1:], answer.behind, strict=True)}
+    behind = {group.name: found for group, found in zip(answer.ranking[1:], answer.behind, strict=True)}
+    leads = {name: cell(ahead(found, answer.direction)) for name, found in behind.items()}
     rows = [[*(f"`{key}`" for key in results.keys), "seeds", *metrics, "lead"]]
     for group in results.groups:
         cells = [*group.setting.values(), str(len(group.points)), *(cell(group.estimate(name)) for name in metrics)]
         if answer.ranking and group is answer.ranking[0]:
             rows.append([f"**{text}**" if text else "" for text in [*cells, "best"]])
         else:
-            rows.append([*cells, lead_cell(leads[group.name], answer.direction) if group.name in leads else ""])
+            rows.append([*cells, leads.get(group.name, "")])
     return table(rows)
 
 
-def cell(found: Estimate | None) -> str:
-    """A mean with its interval: ± half of it where it is symmetric, else both ends."""
+def cell(found: Estimate | Difference | None) -> str:
+    """A mean with its interval: ± half of it where an estimate's is symmetric, else both ends, to be seen beside 0."""
     if found is None:
         return ""
     if found.low is None or found.high is None:
         return number(found.mean)
-    if found.symmetric:
+    if isinstance(found, Estimate) and found.symmetric:
         return f"{number(found.mean)} ± {number(found.high - found.mean)}"
     return f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
-
-
-def lead_cell(found: Difference, direction: Direction) -> str:
-    """How far the best setting is ahead, as a positive number where it is."""
-    sign = 1 if direction is Direction.max else -1
-    if found.low is None or found.high is None:
-        return number(sign * found.mean)
-    low, high = sorted((sign * found.low, sign * found.high))
-    return f"{number(sign * found.mean)} [{number(low)}, {number(high)}]"
 
 
 def unfinished(results: Results, folder: Path) -> list[str]:

@@ -45,10 +45,6 @@ class Point:
         """The seed as text."""
         return self.settings.get(SEED, "")
 
-    def definition(self, metric: str) -> str:
-        """How a metric is computed, empty where the run does not say."""
-        return self.declared[metric].definition if metric in self.declared else ""
-
 
 @dataclass
 class Group:
@@ -106,7 +102,8 @@ class Results:
         """The ways in which a metric is computed, and the settings that do so; empty where a run does not say."""
         found: dict[str, list[str]] = {}
         for group in self.groups:
-            for way in dict.fromkeys(point.definition(name) for point in group.points if name in point.metrics):
+            declared = [point.declared.get(name) for point in group.points if name in point.metrics]
+            for way in dict.fromkeys(metric.definition if metric else "" for metric in declared):
                 found.setdefault(way, []).append(group.name)
         return found
 

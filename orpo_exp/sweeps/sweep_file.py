@@ -60,19 +60,18 @@ def change_sweep(folder: Path, change: Callable[[Sweep | None], Sweep]) -> Sweep
     return sweep
 
 
+def united(known: Sweep | None, planned: Sweep) -> Sweep:
+    """A planned sweep beside a known one. Of a point in both the known job id stays, and the keys are united."""
+    if known is None:
+        return planned
+    points = {point.folder: point for point in known.points}
+    for point in planned.points:
+        old = points.get(point.folder, point)
+        points[point.folder] = replace(old, overrides=point.overrides | old.overrides)
+    swept = list(dict.fromkeys([*known.swept, *planned.swept]))
+    return replace(planned, swept=swept, points=list(points.values()))
+
+
 def add_points(folder: Path, planned: Sweep) -> Sweep:
-    """Write a planned sweep beside what sweep.json says by now, to which others may have added since it was planned.
-
-    Of a point on both sides the job id on disk stays, and the keys are united; what sweep.json then says.
-    """
-
-    def united(found: Sweep | None) -> Sweep:
-        known = {point.folder: point for point in (found.points if found else [])}
-        points = known | {
-            new.folder: replace(old, overrides=new.overrides | old.overrides) if (old := known.get(new.folder)) else new
-            for new in planned.points
-        }
-        swept = list(dict.fromkeys([*(found.swept if found else []), *planned.swept]))
-        return replace(planned, swept=swept, points=list(points.values()))
-
-    return change_sweep(folder, united)
+    """Write a planned sweep beside what sweep.json says by now, to which others may have added since it was planned."""
+    return change_sweep(folder, lambda found: united(found, planned))
