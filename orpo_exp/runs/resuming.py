@@ -36,9 +36,8 @@ def has_work(order: RunOrder) -> bool:
         raise ConfigError("hydra.run.dir", where, allowed, "Choose another, or move that run away.")
     if result["status"] == "running" and alive(result, slurm_queue()):
         running = f"it is running on {result.get('host')} as process {result.get('pid')}"
-        raise ConfigError(
-            "hydra.run.dir", where, f"a folder whose run has ended; {running}", "Wait for it, or stop it."
-        )
+        allowed = f"a folder whose run has ended; {running}"
+        raise ConfigError("hydra.run.dir", where, allowed, "Wait for it, or stop it.")
     if result.get("config_hash") != order.config.config_hash:
         refuse_changed(order)
     return bool(result["status"] != "completed")

@@ -1,1 +1,1 @@
-"""Sweeps: the launchers that run them, and what is read back from their folders. See the modules."""
+"""Sweeps: their points, and what is read back from their folders. See the modules."""

@@ -4,17 +4,15 @@ import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
+from rich.live import Live
 from rich.text import Text
 
 from orpo_exp.runs.states import State, slurm_queue, state_of
 from orpo_exp.sweeps.points import current
+from orpo_exp.sweeps.status import status_table
 from orpo_exp.sweeps.sweep_file import read_sweep
 from orpo_exp.tracking.logs import CONSOLE
-
-if TYPE_CHECKING:
-    from rich.live import Live
 
 SHOW_SECONDS = 2.0  # between two looks at the points' folders
 QUEUE_SECONDS = 10.0  # between two questions to Slurm
@@ -32,8 +30,6 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if sys.stdout.isatty():
-            from rich.live import Live
-
             self._live = Live(console=CONSOLE, auto_refresh=False)
             self._live.start()
         return self
@@ -51,8 +47,6 @@ class Progress:
             return
         self._next = time.monotonic() + SHOW_SECONDS
         if self._live:
-            from orpo_exp.sweeps.status import status_table
-
             self._live.update(status_table(self._folder), refresh=True)
             return
         for name, state in (states(self._folder) or self._states).items():

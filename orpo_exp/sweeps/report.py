@@ -47,11 +47,11 @@ def sentences(metric: str, direction: Direction, ranking: Sequence[Group], behin
     if not ranking:
         return f"No completed point has the metric {metric} yet."
     better = "higher" if direction is Direction.max else "lower"
-    best = estimate(list(ranking[0].values(metric).values()))
+    found = [estimate(list(group.values(metric).values())) for group in ranking]
+    best = found[0]
     if len(ranking) == 1:
         return f"There is one setting, {ranking[0].name}: {metric} is {in_words(best)}."
-    second = estimate(list(ranking[1].values(metric).values()))
-    level = [group for group in ranking if group.estimate(metric).mean == best.mean]  # type: ignore[union-attr]
+    level = [group for group, mean in zip(ranking, found, strict=True) if mean.mean == best.mean]
     if len(level) > 1:
         said = [
             f"{len(level)} settings share the best {metric} ({better} is better), {number(best.mean)} on average:"
@@ -60,7 +60,7 @@ def sentences(metric: str, direction: Direction, ranking: Sequence[Group], behin
     else:
         said = [
             f"Best by {metric} ({better} is better): {ranking[0].name} with {in_words(best)}.",
-            f"The runner-up is {ranking[1].name} with {in_words(second)}.",
+            f"The runner-up is {ranking[1].name} with {in_words(found[1])}.",
             told_apart(ahead(behind[0], direction)),
         ]
     alike = [g.name for g, lead in zip(ranking[1:], behind, strict=True) if not lead.clear and lead.low is not None]

@@ -148,8 +148,7 @@ def read_results(folders: Sequence[Path]) -> Results:
 
 
 def points_of(folder: Path, sweep: Sweep | None) -> list[SweepPoint]:
-    """The points that sweep.json lists or, without it, the folders that hold a run. Raises Refused where there is
-    none."""
+    """The points that sweep.json lists or, without it, the runs in the folder. Raises Refused where there are none."""
     if sweep:
         return sweep.points
     runs = sorted(place.name for place in folder.iterdir() if (place / RESULT).exists()) if folder.is_dir() else []
@@ -203,17 +202,16 @@ def further_keys(points: Sequence[Point], given: Sequence[str]) -> tuple[list[st
 
     Group choices come first in `settings`, so that what follows from one is not taken for a condition of its own.
     """
+
+    def kinds(keys: Sequence[str]) -> int:
+        return len({tuple(point.settings.get(key) for key in keys) for point in points})
+
     added: list[str] = []
     along: list[str] = []
     for key in dict.fromkeys(key for point in points for key in point.settings):
-        if key in (*given, SEED) or len({point.settings.get(key) for point in points}) < 2:
-            continue
-        seen: dict[tuple[str | None, ...], set[str | None]] = {}
-        for point in points:
-            alike = tuple(point.settings.get(k) for k in [*given, *added])
-            seen.setdefault(alike, set()).add(point.settings.get(key))
-        sets_apart = any(len(values) > 1 for values in seen.values())
-        (added if sets_apart else along).append(key)
+        if key not in (*given, SEED) and kinds([key]) > 1:
+            tells_apart = kinds([*given, *added, key]) > kinds([*given, *added])
+            (added if tells_apart else along).append(key)
     return added, along
 
 
