@@ -29,7 +29,7 @@ def colours(values: Sequence[str]) -> dict[str, dict[str, Any]]:
 
     if numeric(values):
         scale, last = colormaps["viridis"], max(len(values) - 1, 1)
-        return {value: {"color": scale(0.85 * i / last)} for i, value in enumerate(values)}
+        return {value: {"color": scale(0.85 * i / last), "linestyle": "-"} for i, value in enumerate(values)}
     looks = itertools.cycle(itertools.product(DASHES, WORDS))
     return {value: {"color": colour, "linestyle": dash} for value, (dash, colour) in zip(values, looks, strict=False)}
 

@@ -43,8 +43,7 @@ def draw_sweep(results: Results, metric: str, folder: Path) -> dict[Path, str]:
             if axis and lines:
                 text = f"Final `{metric}` by `{keys[0]}` and `{keys[1]}`: mean and 95% interval; grey: no result."
                 pictures["heat_map"] = heat_map(results, axis, lines, metric), text
-            curves = learning_curves(results, axis, lines, main)
-            if curves:
+            if curves := learning_curves(results, axis, lines, main):
                 text = "Held-out metrics while training" + (f", by `{axis}`" if axis else "")
                 pictures["learning_curves"] = curves, f"{text}: mean over seeds; thin lines are single seeds."
         elif main:
@@ -94,7 +93,8 @@ def against(results: Results, axis: str | None, lines: str | None, metrics: Sequ
             shift = 0.6 * (i - (len(styles) - 1) / 2) / max(len(styles), 2)
             own = [g for g in groups if value_of(g, lines) == line and g.values(name)]
             places = [values.index(value_of(g, axis)) + shift for g in own]
-            draw_settings(ax, places, own, name, style, numeric(values), 0.2 / len(styles))
+            joined = style if numeric(values) else style | {"linestyle": ""}
+            draw_settings(ax, places, own, name, joined, 0.2 / len(styles))
         cut = limit(ax, groups, name)
         ax.set_title(heading(metric) + ("\n(bars cut off at the frame)" if cut else ""))
         ax.set(xlabel=axis or "", ylabel=along_axis(name, metric))
@@ -116,17 +116,10 @@ def against(results: Results, axis: str | None, lines: str | None, metrics: Sequ
 
 
 def draw_settings(
-    ax: "Axes",
-    places: Sequence[float],
-    groups: Sequence[Group],
-    metric: str,
-    style: Mapping[str, Any],
-    join: bool,
-    beside: float,
+    ax: "Axes", places: Sequence[float], groups: Sequence[Group], metric: str, style: Mapping[str, Any], beside: float
 ) -> None:
-    """At each place a setting's seeds as dots, left by `beside`, and their mean as a diamond with its bar.
-
-    join: draw a line through the means."""
+    """At each place a setting's seeds as dots, left by `beside`, and their mean as a diamond with its bar. `style` is
+    that of the line through the means."""
     means, dots, bars = [], [], []
     for place, group in zip(places, groups, strict=True):
         found = group.estimate(metric)
@@ -142,9 +135,8 @@ def draw_settings(
     if bars:
         at, middles, down, up = zip(*bars, strict=True)
         ax.errorbar(at, middles, (down, up), fmt="none", ecolor=colour, elinewidth=1.4, capsize=3, zorder=4)
-    dashes = style.get("linestyle", "-") if join else ""
-    ax.plot(places, means, "D", linestyle=dashes, color=colour, markersize=5, linewidth=1.2, zorder=5,
-            markeredgecolor="white", markeredgewidth=0.7)  # fmt: skip
+    ax.plot(places, means, "D", **style, markersize=5, linewidth=1.2, zorder=5, markeredgecolor="white",
+            markeredgewidth=0.7)  # fmt: skip
 
 
 def limit(ax: "Axes", groups: Sequence[Group], metric: str) -> bool:
@@ -201,8 +193,7 @@ def main_effects(results: Results, metric: str) -> "Figure":
         values = values_of(groups, key)
         rest: dict[tuple[str, ...], dict[int, float]] = {}
         for group in groups:
-            found = group.estimate(metric)
-            if found:
+            if found := group.estimate(metric):
                 others = tuple(value for other, value in group.setting.items() if other != key)
                 rest.setdefault(others, {})[values.index(group.setting[key])] = found.mean
         for line in rest.values():

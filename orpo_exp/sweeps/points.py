@@ -1,6 +1,5 @@
 """A sweep's points: from a command's values to their folders, and which of them still have to be run."""
 
-import dataclasses
 import hashlib
 import itertools
 import json
@@ -8,7 +7,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -49,24 +48,19 @@ class Plan:
 def combinations(overrides: Sequence[str]) -> list[Combination]:
     """Every combination of the values that the overrides list; the last key varies fastest.
 
-    Raises ConfigError for a range without values, and for settings of the sweep itself.
+    Raises ConfigError for what cannot be swept; see swept_values.
     """
     choices: dict[str, list[str]] = {}  # an override given twice counts as the later one, as Hydra has it
-    swept: dict[str, list[str]] = {}
+    swept: set[str] = set()
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.get_key_element()
         name = key.lstrip("+")
-        swept.pop(name, None)
-        text = str(override.input_line)
-        choices[key] = [text]
-        if not override.is_sweep_override():
-            continue
-        listed = override.is_discrete_sweep() and override.value_type is not ValueType.GLOB_CHOICE_SWEEP
-        if not listed or name.startswith(("hydra", "sweep.")):
-            allowed = "one value: only what belongs to a run is swept, and by a list of values or range(...)"
-            raise ConfigError(name, text.partition("=")[2], allowed, "Give one value, or a list.")
-        swept[name] = values_of(override, name)
-        choices[key] = [f"{key}={value}" for value in swept[name]]
+        if override.is_sweep_override():
+            swept.add(name)
+            choices[key] = [f"{key}={value}" for value in swept_values(override, name)]
+        else:
+            swept.discard(name)
+            choices[key] = [str(override.input_line)]
     names = [key.lstrip("+") for key in choices]
     return [
         Combination(list(texts), {n: t.partition("=")[2] for n, t in zip(names, texts, strict=True) if n in swept})
@@ -74,14 +68,19 @@ def combinations(overrides: Sequence[str]) -> list[Combination]:
     ]
 
 
-def values_of(override: Override, name: str) -> list[str]:
-    """The values that a list or a range stands for. Raises ConfigError where there is none."""
+def swept_values(override: Override, name: str) -> list[str]:
+    """The values that a list or a range stands for. Raises ConfigError where there is none, for another kind of sweep,
+    and for settings of the sweep itself."""
+    given = str(override.input_line).partition("=")[2]
+    listed = override.is_discrete_sweep() and override.value_type is not ValueType.GLOB_CHOICE_SWEEP
+    if not listed or name.startswith(("hydra", "sweep.")):
+        allowed = "one value: only what belongs to a run is swept, and by a list of values or range(...)"
+        raise ConfigError(name, given, allowed, "Give one value, or a list.")
     try:
         values = list(override.sweep_string_iterator())
     except ValueError:  # a step of 0
         values = []
     if not values:
-        given = str(override.input_line).partition("=")[2]
         raise ConfigError(name, given, "a range with at least one value", "Write range(start,stop,step).")
     return values
 
@@ -125,8 +124,8 @@ def plan(folder: Path, experiment: str, overrides: list[str], orders: Sequence[t
         new = SweepPoint(folder_name(combination, order), combination.swept, order.config.config_hash)
         same = points.get(identity(new), new)
         # a known point also has the keys that are swept only since, or that its component did not have then
-        point = points[identity(new)] = dataclasses.replace(same, overrides=new.overrides | same.overrides)
-        asked[point.folder] = dataclasses.replace(order, folder=folder / point.folder)
+        point = points[identity(new)] = replace(same, overrides=new.overrides | same.overrides)
+        asked[point.folder] = replace(order, folder=folder / point.folder)
     if len({point.folder for point in points.values()}) < len(points):
         allowed = f"values that differ in the first {LONGEST_NAME} characters of a point's name"
         raise ConfigError("--multirun", " ".join(overrides), allowed, "Sweep over names of files in one folder, say.")

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -31,14 +31,14 @@ class Point:
     settings: dict[str, str]
     state: State
     reason: str | None
-    kept: bool = False
-    config_hash: str | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    declared: Mapping[str, Metric] = field(default_factory=dict)
-    steps: int = 0
-    seconds: float = 0.0
-    gpus: int = 0
-    cores: int = 0
+    kept: bool
+    config_hash: str | None
+    metrics: dict[str, float]
+    declared: Mapping[str, Metric]
+    steps: int
+    seconds: float
+    gpus: int
+    cores: int
 
     @property
     def seed(self) -> str:

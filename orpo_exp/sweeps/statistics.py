@@ -70,12 +70,11 @@ def difference(first: Mapping[Any, float], second: Mapping[Any, float]) -> Diffe
     n = min(len(first), len(second))
     if n == 1:
         return Difference(mean, 1)
-    parts = [statistics.variance(side.values()) / len(side) for side in (first, second)]
+    sides = (first, second)
+    parts = [statistics.variance(side.values()) / len(side) for side in sides]
     half = 0.0
     if sum(parts) > 0:  # Welch and Satterthwaite's degrees of freedom
-        freedom = sum(parts) ** 2 / sum(
-            part**2 / (len(side) - 1) for part, side in zip(parts, (first, second), strict=True)
-        )
+        freedom = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
         half = t_quantile(freedom) * math.sqrt(sum(parts))
     return Difference(mean, n, mean - half, mean + half, "Welch t")
 

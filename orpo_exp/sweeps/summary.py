@@ -192,7 +192,7 @@ def point_content(point: Point, results: Results, output: Path) -> dict[str, Any
         "seed": point.seed,
         "state": point.state,
         "reason": point.reason,
-        "counted": any(point in group.points for group in results.groups),
+        "counted": point in results.counted,
         "config_hash": point.config_hash,
         "metrics": point.metrics,
         "steps": point.steps,
