@@ -40,49 +40,32 @@ class Job:
         self._packed = pickle.dumps((entry, order))
         self._sweep = sweep
 
-    def run(self, place: Place) -> int:
-        """Run one rank and return its exit code; once a run has ended, the main rank rebuilds the sweep's summary."""
-        entry, order = self._unpacked()
-        code = entry(place, order)
-        if place.rank == 0:
-            self._summarise(code)
-        return code
-
-    def run_ranks(self, count: int) -> int:
-        """Run all ranks on this machine and return the exit code, as `run` does."""
-        entry, order = self._unpacked()
-        code = entry(Place(), order) if count == 1 else start_ranks(count, entry, order)
-        self._summarise(code)
-        return code
-
-    def _unpacked(self) -> tuple[Entry, RunOrder]:
+    def run(self, place: Place, ranks: int = 1) -> int:
+        """Run one rank, or so many on this machine, and return the exit code. Once a run has ended, its sweep's summary
+        is rebuilt: one that cannot be written makes no failed run of one that has completed; one stopped will go on."""
         os.environ["ORPO_EXP_PATH"] = self._outside
         import_outside()
-        unpacked: tuple[Entry, RunOrder] = pickle.loads(self._packed)
-        return unpacked
-
-    def _summarise(self, code: int) -> None:
-        """A summary that cannot be written makes no failed run of one that has completed; one stopped will go on."""
-        if self._sweep is None or code > 128:
-            return
-        try:
-            point_ended(self._sweep)
-        except Exception:
-            log.exception("the sweep's summary could not be written")
+        entry, order = pickle.loads(self._packed)
+        code: int = entry(place, order) if ranks == 1 else start_ranks(ranks, entry, order)
+        if self._sweep is not None and place.rank == 0 and code <= 128:
+            try:
+                point_ended(self._sweep)
+            except Exception:
+                log.exception("the sweep's summary could not be written")
+        return code
 
 
-class SlurmTask:
+class SlurmTask(Job):
     """What submitit calls in each task of a Slurm job."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
 
     def __call__(self) -> None:
         """Run one rank. A run that failed raises, so that its job is FAILED; one that was warned goes back into the
         queue, where it will resume."""
         place = slurm_place()
-        share_task_cores()
-        code = self._job.run(place)
+        # as many threads as the task has cores, which not every Slurm enforces, unless the user has decided
+        if "OMP_NUM_THREADS" not in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
+            torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))
+        code = self.run(place)
         if code == 0:
             return
         if place.rank == 0 and code == 128 + signal.SIGUSR2:
@@ -114,9 +97,3 @@ def slurm_place() -> Place:
         # every rank sees all GPUs of its node, as under torchrun, and takes its own by local rank
         found.export(set_cuda_visible_devices=False, overwrite=True)
     return Place(found.rank, found.local_rank, found.world_size)
-
-
-def share_task_cores() -> None:
-    """Use as many threads as the task has cores, which not every Slurm enforces, unless the user has decided."""
-    if "OMP_NUM_THREADS" not in os.environ and "SLURM_CPUS_PER_TASK" in os.environ:
-        torch.set_num_threads(int(os.environ["SLURM_CPUS_PER_TASK"]))

@@ -86,12 +86,14 @@ class Local(Launcher):
         running: dict[BaseProcess, tuple[RunOrder, Slot]] = {}
         ended: dict[str, int] = {}
         said = False
+        logs = folder / "logs"
+        logs.mkdir(exist_ok=True)
         with Progress(folder) as progress, handed_on(running) as received:
             try:
                 while running or (waiting and not received):
                     while waiting and free and not received:
                         order, slot = waiting.popleft(), free.pop(0)
-                        process = start(Job(entry, order, folder), slot, order, log_file(folder, order))
+                        process = start(Job(entry, order, folder), slot, order, logs / f"{order.folder.name}.log")
                         running[process] = order, slot
                         for number in received:  # while it was being started
                             send(process, number)
@@ -110,7 +112,7 @@ class Local(Launcher):
         for name, code in ended.items():
             if code and not received:
                 # a path may hold what rich would take for markup
-                CONSOLE.print(Text(f"{name} ended with exit code {code}: {folder / 'logs' / name}.log"), soft_wrap=True)
+                CONSOLE.print(Text(f"{name} ended with exit code {code}: {logs / name}.log"), soft_wrap=True)
         return 128 + received[0] if received else max(ended.values(), default=0)
 
     def slots(self, orders: Sequence[RunOrder]) -> list[Slot]:
@@ -137,7 +139,7 @@ def start_server() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     multiprocessing.get_context("forkserver").set_forkserver_preload([server.__name__])
-    former = {name: os.environ.get(name) for name in CLEAN}
+    former = dict(os.environ)
     os.environ.update(CLEAN)
     resource_tracker.ensure_running()  # whose own start would unblock SIGINT
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, server.OF_THE_TERMINAL)
@@ -145,11 +147,8 @@ def start_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for name, value in former.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+        os.environ.clear()
+        os.environ.update(former)
 
 
 def start(job: Job, slot: Slot, order: RunOrder, log: Path) -> BaseProcess:
@@ -163,12 +162,6 @@ def start(job: Job, slot: Slot, order: RunOrder, log: Path) -> BaseProcess:
     except (EOFError, ConnectionError) as error:
         raise RuntimeError("the process that points are forked from has ended; what it said stands above") from error
     return process
-
-
-def log_file(folder: Path, order: RunOrder) -> Path:
-    """Where a point's console output goes."""
-    (folder / "logs").mkdir(exist_ok=True)
-    return folder / "logs" / f"{order.folder.name}.log"
 
 
 def visible_gpus() -> list[str]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from orpo_exp.launchers.job import Job
+from orpo_exp.plugins import Place
 from orpo_exp.plugins.colossal import colossalai_imported
 from orpo_exp.plugins.processes import end_with_parent
 
@@ -63,7 +64,7 @@ def run_point(job: Job, ranks: int, environment: Mapping[str, str], log: Path) -
     os.environ.update(environment)
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"].partition(",")[0]))
     end_with_parent()
-    sys.exit(job.run_ranks(ranks))
+    sys.exit(job.run(Place(), ranks))
 
 
 def redirect(file: int, *streams: int) -> None:

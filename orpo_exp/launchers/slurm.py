@@ -10,7 +10,7 @@ from typing import Any
 from typing_extensions import override
 
 from orpo_exp.launchers.base import LAUNCHERS, Launcher, LauncherConfig
-from orpo_exp.launchers.job import Entry, Job, SlurmTask
+from orpo_exp.launchers.job import Entry, SlurmTask
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.runs.states import slurm_queue
 from orpo_exp.schema import ConfigError, setting
@@ -19,6 +19,8 @@ from orpo_exp.sweeps.sweep_file import Sweep, change_sweep
 
 # submitit counts how often a job ran into its time limit. A run that comes back goes on: no number is too many.
 REQUEUES = 1_000_000
+# What submitit calls the same.
+SAME = ("partition", "account", "qos", "constraint", "nodes", "gpus_per_node", "cpus_per_task", "signal_delay_s")
 
 
 @LAUNCHERS.register("slurm")
@@ -74,7 +76,7 @@ class Slurm(Launcher):
     def run(self, order: RunOrder, entry: Entry) -> int:
         folder = order.folder.absolute()
         refuse_submitted(folder)
-        job = SlurmTask(Job(entry, replace(order, folder=folder), None))
+        job = SlurmTask(entry, replace(order, folder=folder), None)
         (job_id,) = self.submit(folder / "logs", order.experiment, [job])
         print(
             f"submitted as job {job_id}\n"
@@ -87,7 +89,7 @@ class Slurm(Launcher):
 
     @override
     def sweep(self, folder: Path, orders: Sequence[RunOrder], entry: Entry) -> int:
-        jobs = [SlurmTask(Job(entry, order, folder)) for order in orders]
+        jobs = [SlurmTask(entry, order, folder) for order in orders]
         ids = self.submit(folder / "logs", orders[0].experiment, jobs)
         note_jobs(folder, {order.folder.name: job_id for order, job_id in zip(orders, ids, strict=True)})
         array = ids[0].partition("_")[0]
@@ -127,22 +129,14 @@ class Slurm(Launcher):
             srun += [f"--container-image={config.container}", f"--container-workdir={Path.cwd()}"]
         if config.container_mounts:
             srun.append(f"--container-mounts={','.join(config.container_mounts)}")
-        asked = {
-            "partition": config.partition,
-            "account": config.account,
-            "qos": config.qos,
-            "constraint": config.constraint,
-            "nodes": config.nodes,
-            "gpus_per_node": config.gpus_per_node or None,
+        asked = {name: getattr(config, name) for name in SAME} | {
             "ntasks_per_node": config.tasks_per_node or config.gpus_per_node or 1,
-            "cpus_per_task": config.cpus_per_task,
             "mem": f"{round(1024 * config.mem_gb)}M" if config.mem_gb else None,
             "time": config.timeout_min,
-            "signal_delay_s": config.signal_delay_s,
             "array_parallelism": config.array_parallelism,
-            "setup": config.setup or None,
+            "setup": config.setup,
         }
-        given = {key: value for key, value in asked.items() if value is not None}
+        given = {name: value for name, value in asked.items() if value not in (None, 0, [])}
         # a preempted job comes back also where the cluster's default is to end it; submitit's own wckey is nobody's
         extra = {"requeue": True, **config.additional_parameters}
         return given | {"srun_args": srun, "additional_parameters": extra, "wckey": None, "stderr_to_stdout": True}
