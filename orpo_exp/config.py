@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any
 
+import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from orpo_exp.data import DATA, DataConfig
@@ -17,14 +18,7 @@ from orpo_exp.models import MODELS, ModelConfig
 from orpo_exp.optimizers import OPTIMIZERS, OptimizerConfig, SchedulerConfig
 from orpo_exp.plugins import PLUGINS, PluginConfig
 from orpo_exp.plugins.rules import Facts
-from orpo_exp.schema import (
-    ConfigError,
-    Settings,
-    content_as_before,
-    flat,
-    numeric_content,
-    setting,
-)
+from orpo_exp.schema import ConfigError, Settings, content_as_before, flat, numeric_content, setting
 from orpo_exp.tracking import TrackerConfig
 from orpo_exp.training.reference import REFERENCES, ReferenceConfig
 from orpo_exp.training.settings import TrainConfig
@@ -168,38 +162,26 @@ def check(config: RunConfig) -> None:
     """Refuse with ConfigError what no part of the configuration can see alone, before anything is loaded."""
     train = config.train
     if train.max_steps is None and (train.epochs is None or DATA.of(config.data).endless):
-        raise ConfigError(
-            "train.max_steps",
-            None,
-            "a whole number from 1; or train.epochs, for data that has an end",
-            "Say how long to train, e.g. train.max_steps=400.",
-        )
+        allowed = "a whole number from 1; or train.epochs, for data that has an end"
+        raise ConfigError("train.max_steps", None, allowed, "Say how long to train, e.g. train.max_steps=400.")
     check_plugin(config, config.processes)
     loss = LOSSES.build(config.loss)
     _check_lam_schedule(config, loss)
     if loss.scope is Scope.batch and config.model.dropout > 0:
-        raise ConfigError(
-            "model.dropout",
-            config.model.dropout,
-            "0, for this loss scores each batch twice and must see the same numbers",
-            "Set model.dropout=0.",
-        )
+        allowed = "0, for this loss scores each batch twice and must see the same numbers"
+        raise ConfigError("model.dropout", config.model.dropout, allowed, "Set model.dropout=0.")
     if Need.mismatched in loss.needs and train.global_batch_size == 1:
-        raise ConfigError(
-            "train.global_batch_size",
-            1,
-            "2 or more, for this loss takes another pair's answers from the same batch",
-            "Raise train.global_batch_size.",
-        )
+        allowed = "2 or more, for this loss takes another pair's answers from the same batch"
+        raise ConfigError("train.global_batch_size", 1, allowed, "Raise train.global_batch_size.")
     if loss.needs_reference and Need.mismatched in loss.needs and REFERENCES.of(config.reference).per_pair:
-        raise ConfigError(
-            "reference",
-            config.choices.get("reference"),
-            "frozen or synced, for what this loss compares with depends on the batch",
-            "Choose reference=frozen.",
-        )
-    _check_best(train, loss)
-    _check_processes(config.processes)
+        allowed = "frozen or synced, for what this loss compares with depends on the batch"
+        raise ConfigError("reference", config.choices.get("reference"), allowed, "Choose reference=frozen.")
+    if train.keep_best:
+        _check_best(train, loss)
+    most = torch.cuda.device_count() or 8
+    if config.processes is not None and config.processes > most:
+        do = "For more, use torchrun or Slurm."
+        raise ConfigError("processes", config.processes, f"1 to {most} on this machine", do)
 
 
 def check_plugin(config: RunConfig, world_size: int | None) -> None:
@@ -236,8 +218,6 @@ def _check_lam_schedule(config: RunConfig, loss: Loss) -> None:
 
 def _check_best(train: TrainConfig, loss: Loss) -> None:
     """Which checkpoints are the best must be known before the first of them is written."""
-    if not train.keep_best:
-        return
     if train.best_metric not in loss.metrics:
         allowed = ", ".join(loss.metrics)
         raise ConfigError("train.best_metric", train.best_metric, allowed, "Choose a metric of this loss.")
@@ -246,16 +226,7 @@ def _check_best(train: TrainConfig, loss: Loss) -> None:
         raise ConfigError("train.best_direction", None, "max or min", do)
 
 
-def _check_processes(processes: int | None) -> None:
-    import torch
-
-    most = torch.cuda.device_count() or 8
-    if processes is not None and processes > most:
-        raise ConfigError("processes", processes, f"1 to {most} on this machine", "For more, use torchrun or Slurm.")
-
-
 def resolved(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain values, as config.yaml holds it."""
-    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    container: Any = OmegaConf.to_container(OmegaConf.structured(config), resolve=True, enum_to_str=True)
+    return container

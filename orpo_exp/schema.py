@@ -100,12 +100,9 @@ def numeric_content(config: Any, whole: bool = False) -> Any:
     Fields that were added later are left out while they have the value that means "as before", unless it is to be
     `whole`.
     """
-    if isinstance(config, Settings):
-        values = {f: getattr(config, f.name) for f in dataclasses.fields(config) if config.numbers_depend_on(f)}
-        kept = {f: value for f, value in values.items() if whole or value != f.metadata.get("as_before", ...)}
-        return {f.name: numeric_content(value, whole) for f, value in kept.items()}
-    if isinstance(config, dict):
-        return {key: numeric_content(value, whole) for key, value in config.items()}
+    if isinstance(config, Settings | dict):
+        kept = [(name, value) for name, value, mark in _members(config) if whole or value != mark]
+        return {name: numeric_content(value, whole) for name, value in kept}
     if isinstance(config, list):
         return [numeric_content(value, whole) for value in config]
     return config.name if isinstance(config, Enum) else config
@@ -115,17 +112,17 @@ def content_as_before(config: Any) -> dict[str, Any]:
     """The fields that were added later, each with the value that means "as before", nested as in the configuration."""
     content: dict[str, Any] = {}
     for name, value, mark in _members(config):
-        if mark is not ... and not dataclasses.is_dataclass(value):
+        if mark is not ... and not isinstance(value, Settings):
             content[name] = numeric_content(mark)
-        elif dataclasses.is_dataclass(value) or isinstance(value, dict):
+        elif isinstance(value, Settings | dict):
             content[name] = content_as_before(value)
     return content
 
 
-def _members(config: Any) -> list[tuple[str, Any, Any]]:
-    """Name, value and `as_before` mark (... for none) of what is in a configuration."""
+def _members(config: Settings | dict[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Name, value and `as_before` mark (... for none) of what in a configuration can change what a run computes."""
     if isinstance(config, dict):
-        return [(str(key), value, ...) for key, value in config.items()]
+        return [(key, value, ...) for key, value in config.items()]
     found = [f for f in dataclasses.fields(config) if config.numbers_depend_on(f)]
     return [(f.name, getattr(config, f.name), f.metadata.get("as_before", ...)) for f in found]
 

@@ -15,6 +15,16 @@ from orpo_exp.schema import ConfigError
 
 ComposeError = (HydraException, OmegaConfBaseException)
 
+PAGE = """\
+orpo_exp: this cannot be run, and nothing was started.
+
+  key      {error.key}
+  given    {error.given}
+  allowed  {error.allowed}
+  do       {error.do}
+
+`python -m orpo_exp --help` lists all options; `--cfg job` added to a command shows its configuration."""
+
 TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -25,16 +35,11 @@ def explain(error: Exception, overrides: list[str]) -> ConfigError:
     if isinstance(error, MissingConfigException):
         group, _, option = (error.missing_cfg_file or "").rpartition("/")
         options = sorted(o for o in error.options or [] if not o.startswith("schema"))
-        return ConfigError(
-            group or "configuration", option, ", ".join(options) or "(nothing)", _nearest(option, options)
-        )
+        allowed = ", ".join(options) or "(nothing)"
+        return ConfigError(group or "configuration", option, allowed, _nearest(option, options))
     if isinstance(error, OverrideParseException):
-        return ConfigError(
-            error.override,
-            error.override,
-            "key=value, +key=value or ~key",
-            f"Quote special characters. {_first(error)}",
-        )
+        do = f"Quote special characters. {_first(error)}"
+        return ConfigError(error.override, error.override, "key=value, +key=value or ~key", do)
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
         found = _from_omegaconf(cause, overrides)
@@ -46,18 +51,7 @@ def explain(error: Exception, overrides: list[str]) -> ConfigError:
 
 def error_page(error: ConfigError) -> str:
     """What is printed: nothing was started, and why."""
-    return "\n".join(
-        [
-            "orpo_exp: this cannot be run, and nothing was started.",
-            "",
-            f"  key      {error.key}",
-            f"  given    {error.given}",
-            f"  allowed  {error.allowed}",
-            f"  do       {error.do}",
-            "",
-            "`python -m orpo_exp --help` lists all options; `--cfg job` added to a command shows its configuration.",
-        ]
-    )
+    return PAGE.format(error=error)
 
 
 def _from_omegaconf(cause: OmegaConfBaseException, overrides: list[str]) -> ConfigError:
