@@ -3,20 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-GROUPS = (
-    "experiment",
-    "model",
-    "data",
-    "layout",
-    "loss",
-    "reference",
-    "lam_schedule",
-    "optimizer",
-    "scheduler",
-    "plugin",
-    "tracker",
-    "hydra/launcher",
-)
+from omegaconf import DictConfig, OmegaConf
 
 HEAD = """\
 orpo_exp: preference optimisation experiments with ORPO, its variants and baselines.
@@ -50,9 +37,11 @@ A run ends with the page that says where everything lies."""
 
 
 def help_page(conf: Sequence[Path]) -> str:
-    """The page, with the options that are there in the folders of `conf` and the first line of each file."""
+    """The page, with the options that are there in the folders of `conf`, the package's own first, and the first line
+    of each file."""
     lines = [HEAD]
-    for group in GROUPS:
+    chosen = [entry for entry in OmegaConf.load(conf[0] / "config.yaml").defaults if isinstance(entry, DictConfig)]
+    for group in ["experiment", *(str(key).removeprefix("override ") for entry in chosen for key in entry)]:
         lines.append(f"  {'+' if group == 'experiment' else ''}{group}")
         lines += [
             f"    {file.stem:<12} {summary(file)}"
