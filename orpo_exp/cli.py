@@ -15,6 +15,7 @@ from omegaconf import DictConfig, open_dict
 
 from orpo_exp.composition import check, chosen_launcher, compose, conf_folder, outside_conf, search_path
 from orpo_exp.data import DATA, SourceData
+from orpo_exp.help_page import help_page
 from orpo_exp.launchers import Launcher
 from orpo_exp.models import MODELS
 from orpo_exp.plugins import Place, torchrun_place
@@ -42,8 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         import_outside()
         if args.help:
-            from orpo_exp.help_page import help_page
-
             print(help_page([conf_folder(), *outside_conf()]))
             return 0
         if args.hydra_help or args.info or args.shell_completion:
@@ -103,10 +102,7 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
     preset: DictConfig = composed.hydra.sweeper.params or DictConfig({})
     given = {override.lstrip("+").partition("=")[0] for override in first.overrides}
     own = [f"{key!s}={values}" for key, values in preset.items() if str(key) not in given]
-    orders: list[tuple[Combination, RunOrder]] = []
-    for point in combinations([*overrides, *own]):
-        with named(point):
-            orders.append((point, checked_point(point, config_dir, preset)))
+    orders = [(point, checked_point(point, config_dir, preset)) for point in combinations([*overrides, *own])]
     launcher.check([order for _, order in orders])
 
     name = composed.sweep.name or sweep_name([order.config for _, order in orders], list(orders[0][0].swept))
@@ -125,14 +121,15 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
 
 def checked_point(point: Combination, config_dir: str | None, preset: DictConfig) -> RunOrder:
     """One point, composed and checked. What its preset says is to be varied must be what the first point's says."""
-    composed = compose(point.overrides, config_dir)
-    if (own := composed.hydra.sweeper.params or DictConfig({})) != preset:
-        allowed = f"in all points the same, here {dict(preset)}"
-        raise ConfigError("hydra.sweeper.params", dict(own), allowed, "Sweep over these presets one after another.")
-    if any(override.startswith("hydra.run.dir=") for override in point.overrides):
-        allowed = "nothing: the points have folders of their own in hydra.sweep.dir"
-        raise ConfigError("hydra.run.dir", composed.hydra.run.dir, allowed, "Give hydra.sweep.dir or sweep.name.")
-    return check(composed, point.overrides, config_dir)
+    with named(point):
+        composed = compose(point.overrides, config_dir)
+        if (own := composed.hydra.sweeper.params or DictConfig({})) != preset:
+            allowed = f"in all points the same, here {dict(preset)}"
+            raise ConfigError("hydra.sweeper.params", dict(own), allowed, "Sweep over these presets one after another.")
+        if any(override.startswith("hydra.run.dir=") for override in point.overrides):
+            allowed = "nothing: the points have folders of their own in hydra.sweep.dir"
+            raise ConfigError("hydra.run.dir", composed.hydra.run.dir, allowed, "Give hydra.sweep.dir or sweep.name.")
+        return check(composed, point.overrides, config_dir)
 
 
 @contextmanager

@@ -78,7 +78,6 @@ def run(order: RunOrder, place: Place | None = None) -> RunResult:
             order = dataclasses.replace(order, folder=result.folder)
             if not plugin.ranks.from_main(lambda: has_work(order)):
                 log.info("this run has completed already: %s", order.folder)
-                result.status, result.code = "completed", COMPLETED
             else:
                 if main:
                     folder = RunFolder(order.folder)
@@ -86,6 +85,7 @@ def run(order: RunOrder, place: Place | None = None) -> RunResult:
                 plugin.ranks.barrier()
                 messages.keep(order.folder)
                 train(plugin, order, folder, trackers, result, to_the_end)
+            result.status, result.code = "completed", COMPLETED
         except KeyboardInterrupt:
             result.status, result.error, result.code = "interrupted", "stopped by the user", STOPPED + signal.SIGINT
         except Stopped as stopped:
@@ -107,19 +107,14 @@ def run(order: RunOrder, place: Place | None = None) -> RunResult:
                 log.exception("the run failed")
         # written down before the ranks part, in which one can hang
         if folder:
-            write_end(folder, trackers, result)
+            try:
+                folder.end(result.status, result.error)
+            except OSError as failure:  # which must not hide how the run ended
+                log.error("result.json could not be written: %s", failure)
+            trackers.finish(folder.result)
         if main and result.code not in (COMPLETED, REFUSED):
             log.warning("To go on with this run: %s", order.resume_command)
     return result
-
-
-def write_end(folder: RunFolder, trackers: Trackers, result: RunResult) -> None:
-    """Say everywhere how the run ended. A result.json that cannot be written must not hide why."""
-    try:
-        folder.end(result.status, result.error)
-    except OSError as failure:
-        log.error("result.json could not be written: %s", failure)
-    trackers.finish(folder.result)
 
 
 def train(
@@ -204,7 +199,6 @@ def train(
         answered = {"before training": before, "after training": after}
         write_samples(order.folder / "samples.md", pairs.texts[: config.train.samples], answered)
         draw_plots(order.folder)
-    result.status, result.code = "completed", COMPLETED
 
 
 def manifest(config: RunConfig, plugin: Plugin, pairs: TokenizedData, model_digest: str) -> dict[str, Any]:

@@ -87,9 +87,8 @@ def own_config(component: type) -> type:
 
 def outside_folders() -> list[Path]:
     """The folders that ORPO_EXP_PATH names (separated as in PATH): components of the user's own, and their conf/."""
-    folders = [
-        Path(name).expanduser().resolve() for name in os.environ.get("ORPO_EXP_PATH", "").split(os.pathsep) if name
-    ]
+    names = os.environ.get("ORPO_EXP_PATH", "").split(os.pathsep)
+    folders = [Path(name).expanduser().resolve() for name in names if name]
     for folder in folders:
         if not folder.is_dir():
             raise ConfigError("ORPO_EXP_PATH", str(folder), "folders that exist", "Correct the environment variable.")

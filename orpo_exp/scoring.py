@@ -66,13 +66,7 @@ def captured_hidden(output_embeddings: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def pair_logps(
-    hidden: Tensor,
-    head: Head,
-    index: ScoreIndex,
-    chunk_numbers: int = CHUNK_NUMBERS,
-    vocabulary: Vocabulary = WHOLE,
-) -> PairLogps:
+def pair_logps(hidden: Tensor, head: Head, index: ScoreIndex, vocabulary: Vocabulary = WHOLE) -> PairLogps:
     """Log-probability of every scored token.
 
     hidden: (sequences, positions, hidden), the states that go into the head.
@@ -82,17 +76,17 @@ def pair_logps(
     # (sequences, positions, hidden) -> (scored tokens, hidden), in the order of PairLogps
     states = hidden[index.sequence.to(hidden.device), index.position.to(hidden.device)]
     target = index.target.to(hidden.device)
-    return by_span(index, token_logps(states, head, target, chunk_numbers, index.log_squared, vocabulary))
+    return by_span(
+        index, token_logps(states, head, target, log_squared=index.log_squared, vocabulary=vocabulary)
+    )
 
 
 def by_span(index: ScoreIndex, scored: Sequence[Tensor]) -> PairLogps:
     """What `token_logps` gives of an index, (scored tokens,) each, as (tokens,) for each span."""
-    spans = list(index.lengths)
-    sizes = [int(index.lengths[span].sum()) for span in spans]
+    sizes = [int(lengths.sum()) for lengths in index.lengths.values()]
     parts = zip(*(numbers.split(sizes) for numbers in scored), strict=True)
-    return PairLogps.from_spans(
-        {span: TokenLogps(part[0], index.lengths[span], *part[1:]) for span, part in zip(spans, parts, strict=True)}
-    )
+    spans = zip(index.lengths.items(), parts, strict=True)
+    return PairLogps.from_spans({span: TokenLogps(part[0], lengths, *part[1:]) for (span, lengths), part in spans})
 
 
 def token_logps(

@@ -1,7 +1,7 @@
 """The signals that end a run, handled for a while and then as before."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -11,12 +11,10 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2, signal.SIGHUP)
 
 
 @contextmanager
-def handled(
-    handler: Callable[[int, FrameType | None], None], numbers: Sequence[signal.Signals] = STOP_SIGNALS
-) -> Iterator[None]:
-    """Give signals a handler for the time of the block. An ignored SIGHUP stays so: nohup asks for that."""
-    former = {number: signal.getsignal(number) for number in numbers}
-    if former.get(signal.SIGHUP) == signal.SIG_IGN:
+def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Give them a handler for the time of the block. An ignored SIGHUP stays so: nohup asks for that."""
+    former = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    if former[signal.SIGHUP] == signal.SIG_IGN:
         del former[signal.SIGHUP]
     for number in former:
         signal.signal(number, handler)

@@ -162,12 +162,6 @@ class TokenLogps:
         """Each pair's log-probabilities, token by token."""
         return list(self.values.split(self.lengths.tolist()))
 
-    def slice(self, first: int, last: int) -> "TokenLogps":
-        """The pairs first .. last - 1."""
-        start, end = int(self.lengths[:first].sum()), int(self.lengths[:last].sum())
-        squared = None if self.log_squared is None else self.log_squared[start:end]
-        return TokenLogps(self.values[start:end], self.lengths[first:last], squared)
-
     def select(self, places: Tensor) -> "TokenLogps":
         """The pairs at these places, (n,) int64, in this order."""
         lengths = self.lengths[places]
@@ -216,7 +210,7 @@ class PairLogps:
 
     def slice(self, first: int, last: int) -> "PairLogps":
         """The pairs first .. last - 1."""
-        return PairLogps.from_spans({span: logps.slice(first, last) for span, logps in self.by_span().items()})
+        return self.select(torch.arange(first, last))
 
     def select(self, places: Tensor) -> "PairLogps":
         """The pairs at these places, (n,) int64, in this order."""
