@@ -11,9 +11,9 @@ from typing import Any
 
 import hydra
 from hydra._internal.utils import get_args_parser
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
-from orpo_exp.composition import check, chosen_launcher, compose, conf_folder, outside_conf, search_path
+from orpo_exp.composition import check, chosen_launcher, compose, conf_folders, search_path
 from orpo_exp.data import DATA, SourceData
 from orpo_exp.help_page import help_page
 from orpo_exp.launchers import Launcher
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         import_outside()
         if args.help:
-            print(help_page([conf_folder(), *outside_conf()]))
+            print(help_page(conf_folders()))
             return 0
         if args.hydra_help or args.info or args.shell_completion:
             return with_hydra(args.overrides)
@@ -106,8 +106,7 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
     launcher.check([order for _, order in orders])
 
     name = composed.sweep.name or sweep_name([order.config for _, order in orders], list(orders[0][0].swept))
-    with open_dict(composed):
-        composed.sweep.name = name
+    composed.sweep.name = name
     folder = Path(composed.hydra.sweep.dir).absolute()
     planned = plan(folder, orders[0][1].experiment, overrides, orders)
     inputs: dict[str, RunOrder] = {}
@@ -172,8 +171,9 @@ def tell_summary(folder: Path) -> None:
 
 def with_hydra(overrides: list[str]) -> int:
     """Hand the command line to Hydra itself, for its information pages. It wants all flags before all overrides."""
+    own, *others = conf_folders()
     flags = [argument for argument in sys.argv[1:] if argument not in overrides]
-    sys.argv[1:] = [*flags, *overrides, *search_path(outside_conf())]
-    show: Any = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(lambda cfg: None)
+    sys.argv[1:] = [*flags, *overrides, *search_path(others)]
+    show: Any = hydra.main(version_base="1.3", config_path=str(own), config_name="config")(lambda cfg: None)
     show()
     return 0

@@ -28,15 +28,12 @@ ONLY: dict[str, tuple[Any, str]] = {
 }
 
 
-def conf_folder() -> Path:
-    """The configuration files: inside the installed package, or beside it in a checkout."""
+def conf_folders(config_dir: str | None = None) -> list[Path]:
+    """Where the configuration files are: inside the installed package, or beside it in a checkout; then the user's."""
     package = Path(__file__).resolve().parent
-    return next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
-
-
-def outside_conf() -> list[Path]:
-    """The configuration folders of the user's own components."""
-    return [folder / "conf" for folder in outside_folders() if (folder / "conf").is_dir()]
+    own = next(folder for folder in (package / "conf", package.parent / "conf") if folder.is_dir())
+    given = [Path(config_dir).resolve()] if config_dir else []
+    return [own, *given, *(folder / "conf" for folder in outside_folders() if (folder / "conf").is_dir())]
 
 
 def search_path(folders: Sequence[Path]) -> list[str]:
@@ -46,9 +43,9 @@ def search_path(folders: Sequence[Path]) -> list[str]:
 
 def compose(overrides: list[str], config_dir: str | None) -> DictConfig:
     """The composed configuration with Hydra's own part; Hydra's and OmegaConf's exceptions pass through."""
-    folders = [*([Path(config_dir).resolve()] if config_dir else []), *outside_conf()]
-    with hydra.initialize_config_dir(str(conf_folder()), job_name="orpo_exp", version_base="1.3"):
-        return hydra.compose("config", overrides=[*overrides, *search_path(folders)], return_hydra_config=True)
+    own, *others = conf_folders(config_dir)
+    with hydra.initialize_config_dir(str(own), job_name="orpo_exp", version_base="1.3"):
+        return hydra.compose("config", overrides=[*overrides, *search_path(others)], return_hydra_config=True)
 
 
 def chosen_launcher(composed: DictConfig) -> Launcher:

@@ -115,13 +115,11 @@ def typed(node: DictConfig, choices: dict[str, str]) -> RunConfig:
         raise ConfigError("choices", dict(node.choices), "nothing: it is filled in", "Choose with `loss=...`, say.")
     _check_keys(node, "")
     parts: dict[str, Any] = {"choices": choices}
-    for name in node:
-        key = str(name)
+    for key, value in node.items():
         if key == "tracker":
-            parts[key] = {t: _object(node.tracker[t], f"tracker.{t}") for t in node.tracker}
+            parts["tracker"] = {name: _object(tracker, f"tracker.{name}") for name, tracker in value.items()}
         elif key != "choices":
-            value = node[key]
-            parts[key] = _object(value, key) if isinstance(value, DictConfig) else value
+            parts[str(key)] = _object(value, str(key)) if isinstance(value, DictConfig) else value
     config = RunConfig(**parts)
     if config.optimizer.lr is None:
         config.optimizer.lr = MODELS.of(config.model).suited_lr

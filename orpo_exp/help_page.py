@@ -43,10 +43,8 @@ def help_page(conf: Sequence[Path]) -> str:
     chosen = [entry for entry in OmegaConf.load(conf[0] / "config.yaml").defaults if isinstance(entry, DictConfig)]
     for group in ["experiment", *(str(key).removeprefix("override ") for entry in chosen for key in entry)]:
         lines.append(f"  {'+' if group == 'experiment' else ''}{group}")
-        lines += [
-            f"    {file.stem:<12} {summary(file)}"
-            for file in sorted(f for c in conf for f in (c / group).glob("*.yaml"))
-        ]
+        files = sorted(file for folder in conf for file in (folder / group).glob("*.yaml"))
+        lines += [f"    {file.stem:<12} {summary(file)}" for file in files]
     return "\n".join([*lines, FOOT])
 
 

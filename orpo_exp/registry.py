@@ -63,10 +63,10 @@ class Registry(Generic[C]):
         """The component's class for a typed configuration."""
         return self._class_of[type(config)]
 
-    def build(self, config: object, *args: Any, **kwargs: Any) -> C:
+    def build(self, config: object, *args: Any) -> C:
         """The component, made from its configuration and whatever else its group hands over."""
         make: Callable[..., C] = self.of(config)
-        return make(config, *args, **kwargs)
+        return make(config, *args)
 
 
 def own_config(component: type) -> type:

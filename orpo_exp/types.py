@@ -179,12 +179,9 @@ class TokenLogps:
     @staticmethod
     def concatenate(parts: Sequence["TokenLogps"]) -> "TokenLogps":
         """The pairs of several parts, one after another."""
+        values, lengths = torch.cat([p.values for p in parts]), torch.cat([p.lengths for p in parts])
         squared = [p.log_squared for p in parts if p.log_squared is not None]
-        return TokenLogps(
-            values=torch.cat([p.values for p in parts]),
-            lengths=torch.cat([p.lengths for p in parts]),
-            log_squared=torch.cat(squared) if squared else None,
-        )
+        return TokenLogps(values, lengths, torch.cat(squared) if squared else None)
 
 
 @dataclass(frozen=True)
