@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
     from transformers import PreTrainedTokenizerFast
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
@@ -14,11 +13,7 @@ BYTES_VOCABULARY = 256 + len(SPECIAL)
 
 def bytes_tokenizer() -> "PreTrainedTokenizerFast":
     """One token per UTF-8 byte and three special tokens: 259 in all, never an unknown one."""
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
-    return _byte_level(Tokenizer(models.BPE(vocab=vocabulary, merges=[])))
+    return trained_tokenizer([], BYTES_VOCABULARY)  # without texts there is nothing to merge
 
 
 def trained_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedTokenizerFast":
@@ -26,10 +21,12 @@ def trained_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedToken
 
     It depends on nothing but the texts and the size. Fewer tokens come out where the texts hold fewer pairs to merge.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=list(SPECIAL),
@@ -37,15 +34,6 @@ def trained_tokenizer(texts: Iterable[str], vocab_size: int) -> "PreTrainedToken
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _byte_level(tokenizer)
-
-
-def _byte_level(tokenizer: "Tokenizer") -> "PreTrainedTokenizerFast":
-    from tokenizers import decoders, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS, clean_up_tokenization_spaces=False
     )
