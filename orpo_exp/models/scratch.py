@@ -1,11 +1,11 @@
 """Models with random weights, in any causal-LM architecture of Hugging Face."""
 
-import ast
 import dataclasses
 import difflib
 import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 OWN_TOKENIZERS = ("bytes", "train")
+SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
+# what every architecture has, or takes without using it
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings", "tie_word_embeddings")
 
 
 @MODELS.register("scratch")
@@ -50,11 +53,11 @@ class Scratch(ModelSource):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            for name, whole in (("num_attention_heads", self.hidden_size), ("num_key_value_heads", None)):
+            divided = {"num_attention_heads": self.hidden_size, "num_key_value_heads": self.num_attention_heads}
+            for name, whole in divided.items():
                 heads = getattr(self, name)
-                divided = self.num_attention_heads if whole is None else whole
-                if heads is not None and divided % heads:
-                    raise ConfigError(name, heads, f"a divisor of {divided}", "Choose sizes that divide evenly.")
+                if heads is not None and whole % heads:
+                    raise ConfigError(name, heads, f"a divisor of {whole}", "Choose sizes that divide evenly.")
             if self.vocab_size is None and self.tokenizer == "train":
                 raise ConfigError(
                     "vocab_size", None, f"a number from {BYTES_VOCABULARY}", "tokenizer=train needs to know how large."
@@ -124,24 +127,15 @@ class Scratch(ModelSource):
             )
         with told_about("model.arch", c.arch, "an architecture that can be made in these sizes"):
             hf_config = CONFIG_MAPPING[c.arch]()
-            for name, value in self._sizes(hf_config, vocab_size).items():
-                setattr(hf_config, name, value)
-            for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
-                setattr(hf_config, name, getattr(tokenizer, name))
+            hf_config.update(self._sizes(hf_config, vocab_size))
+            hf_config.update({name: getattr(tokenizer, name) for name in SPECIAL_TOKENS})
             set_dropout(hf_config, c.dropout)
             return type(hf_config).from_dict(hf_config.to_dict())  # lets the class derive what depends on the sizes
 
     def _sizes(self, hf_config: "PretrainedConfig", vocab_size: int) -> dict[str, Any]:
         c = self.config
         head_dim = c.hidden_size // c.num_attention_heads
-        sizes: dict[str, Any] = {
-            "vocab_size": vocab_size,
-            "hidden_size": c.hidden_size,
-            "num_hidden_layers": c.num_hidden_layers,
-            "num_attention_heads": c.num_attention_heads,
-            "max_position_embeddings": c.max_position_embeddings,
-            "tie_word_embeddings": c.tie_word_embeddings,
-        }
+        sizes = {"vocab_size": vocab_size} | {name: getattr(c, name) for name in SIZES}
         # what an architecture may lack is an error only where it was asked for
         optional = {
             "intermediate_size": (c.intermediate_size, 4 * c.hidden_size),
@@ -164,13 +158,8 @@ def causal_lm_types() -> list[str]:
     """The model types of all causal LMs of Hugging Face, read off the library's source: importing it takes seconds."""
     spec = importlib.util.find_spec("transformers")
     assert spec is not None
-    assert spec.submodule_search_locations
-    source = Path(spec.submodule_search_locations[0]) / "models" / "auto" / "modeling_auto.py"
-    for statement in ast.parse(source.read_text(encoding="utf-8")).body:
-        if (
-            isinstance(statement, ast.Assign)
-            and ast.unparse(statement.targets[0]) == "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
-        ):
-            pairs = statement.value.args[0]  # type: ignore[attr-defined]
-            return sorted(ast.literal_eval(pair)[0] for pair in pairs.elts)
-    raise AssertionError("this version of transformers keeps its causal LMs elsewhere")
+    assert spec.origin
+    source = (Path(spec.origin).parent / "models" / "auto" / "modeling_auto.py").read_text(encoding="utf-8")
+    table = re.search(r"^MODEL_FOR_CAUSAL_LM_MAPPING_NAMES = OrderedDict\($(.*?)^\)$", source, re.DOTALL | re.MULTILINE)
+    assert table, "this version of transformers keeps its causal LMs elsewhere"
+    return sorted(re.findall(r'^ *\("(.+?)", ', table[1], re.MULTILINE))
