@@ -60,6 +60,9 @@ class Source(ABC):
     Config: ClassVar[type[DataConfig]]
     endless: ClassVar[bool] = False
 
+    def __init__(self, config: DataConfig) -> None:
+        self.config = config
+
     @abstractmethod
     def load(self, seed: int) -> SourceData:
         """Read or make the pairs; `seed` decides what is held out.

@@ -4,6 +4,7 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from orpo_exp.types import PreferencePair
 
 BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
 
+Usable = tuple[list[PreferencePair], dict[str, list[int]]]  # pairs, and the numbers of the other rows by reason
+
 
 @dataclass
 class FileConfig(DataConfig):
@@ -26,31 +29,8 @@ class FileConfig(DataConfig):
     eval_size: float = setting(0.1, gt=0)
 
 
-@dataclass(frozen=True)
-class Rows:
-    """Rows as `datasets` gives them, and the setting that named them, for messages."""
-
-    rows: Any
-    key: str
-    given: str
-
-
-class FileSource(Source):
-    """What reading files and reading a hub data set share: usable rows and the held-out split."""
-
-    def split(self, rows: Rows, held_out_rows: Rows | None, eval_size: float, seed: int) -> SourceData:
-        """Parse the rows; hold out some of them where no rows for that are given."""
-        train, skipped = _usable(rows)
-        if held_out_rows is not None:
-            held_out, skipped_of_these = _usable(held_out_rows)
-            skipped |= {IN_EVALUATION + reason: numbers for reason, numbers in skipped_of_these.items()}
-        else:
-            train, held_out = hold_out(train, eval_size, seed)
-        return SourceData(train=train, size=len(train), held_out=held_out, skipped=skipped)
-
-
 @DATA.register("json")
-class JsonFiles(FileSource):
+class JsonFiles(Source):
     """A local .json, .jsonl, .parquet or .csv file, or a folder of such files of one kind."""
 
     @dataclass
@@ -59,18 +39,18 @@ class JsonFiles(FileSource):
 
         eval_path: str | None = None
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    config: Config
 
     @override
     def load(self, seed: int) -> SourceData:
         c = self.config
-        held_out = _read_files(c.eval_path, "data.eval_path") if c.eval_path else None
-        return self.split(_read_files(c.path, "data.path"), held_out, c.eval_size, seed)
+        train = _read_files(c.path, "data.path")
+        evaluation = _read_files(c.eval_path, "data.eval_path") if c.eval_path else None
+        return _split(train, evaluation, c.eval_size, seed)
 
 
 @DATA.register("hub")
-class Hub(FileSource):
+class Hub(Source):
     """A data set of the Hugging Face hub, or a local folder of the same form."""
 
     @dataclass
@@ -82,23 +62,19 @@ class Hub(FileSource):
         eval_split: str | None = None
         revision: str | None = None
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    config: Config
 
     @override
     def load(self, seed: int) -> SourceData:
         c = self.config
-        rows = self._read(c.split, "data.path", c.path)
-        held_out = self._read(c.eval_split, "data.eval_split", c.eval_split) if c.eval_split else None
-        return self.split(rows, held_out, c.eval_size, seed)
-
-    def _read(self, split: str, key: str, given: str) -> Rows:
-        c = self.config
         # `datasets` 4 and later run no code that comes with the data; earlier ones are told so by not being asked
-        return _load(c.path, key, given, name=c.subset, split=split, revision=c.revision)
+        load = partial(_load, c.path, name=c.subset, revision=c.revision)
+        train = load("data.path", c.path, split=c.split)
+        evaluation = load("data.eval_split", c.eval_split, split=c.eval_split) if c.eval_split else None
+        return _split(train, evaluation, c.eval_size, seed)
 
 
-def _read_files(path: str, key: str) -> Rows:
+def _read_files(path: str, key: str) -> Usable:
     root = Path(path).expanduser()
     if not root.exists():
         raise ConfigError(key, path, "a file or folder that exists", "Check the path; it is relative to where you are.")
@@ -111,14 +87,14 @@ def _read_files(path: str, key: str) -> Rows:
     return _load(str(builders.pop()), key, path, data_files=[str(f) for f in files], split="train")
 
 
-def _load(builder: str, key: str, given: str, **arguments: Any) -> Rows:
+def _load(builder: str, key: str, given: str, **arguments: Any) -> Usable:
     import datasets
 
     verbosity, silent = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are told below
     try:
-        return Rows(datasets.load_dataset(builder, **arguments), key, given)
+        rows = datasets.load_dataset(builder, **arguments)
     except Exception as error:  # of nearly any type: what else can go wrong here is the data that was named
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
@@ -129,21 +105,22 @@ def _load(builder: str, key: str, given: str, **arguments: Any) -> Rows:
         datasets.logging.set_verbosity(verbosity)
         if not silent:
             datasets.enable_progress_bars()
+    return _usable(rows, key, given)
 
 
-def _usable(data: Rows) -> tuple[list[PreferencePair], dict[str, list[int]]]:
-    """The usable rows as pairs, and the others' numbers by reason; ConfigError where none is usable."""
-    columns = set(data.rows.column_names)
+def _usable(rows: Any, key: str, given: str) -> Usable:
+    """The usable rows of a `datasets.Dataset`; ConfigError about the setting that named them where there is none."""
+    columns = set(rows.column_names)
     if not {"chosen", "rejected"} <= columns:
         raise ConfigError(
-            data.key,
-            data.given,
+            key,
+            given,
             f"rows with `chosen`, `rejected` and one of {', '.join(PROMPT_COLUMNS)}",
             f"This has the columns {', '.join(sorted(columns)) or '(none)'}: rename them.",
         )
     pairs: list[PreferencePair] = []
     skipped: dict[str, list[int]] = {}
-    for number, row in enumerate(data.rows):
+    for number, row in enumerate(rows):
         try:
             pairs.append(parse_row(number, row))
         except UnusableRow as reason:
@@ -151,12 +128,23 @@ def _usable(data: Rows) -> tuple[list[PreferencePair], dict[str, list[int]]]:
     if not pairs:
         reasons = "; ".join(f"{reason}: {len(numbers)} rows" for reason, numbers in skipped.items()) or "no row at all"
         raise ConfigError(
-            data.key,
-            data.given,
+            key,
+            given,
             "data with at least one usable row",
             f"It has none ({reasons}); its columns are {', '.join(sorted(columns))}.",
         )
     return pairs, skipped
+
+
+def _split(train: Usable, evaluation: Usable | None, eval_size: float, seed: int) -> SourceData:
+    """Hold out some of the rows where none to evaluate on are given."""
+    pairs, skipped = train
+    if evaluation is None:
+        pairs, held_out = hold_out(pairs, eval_size, seed)
+    else:
+        held_out, skipped_of_these = evaluation
+        skipped |= {IN_EVALUATION + reason: numbers for reason, numbers in skipped_of_these.items()}
+    return SourceData(train=pairs, size=len(pairs), held_out=held_out, skipped=skipped)
 
 
 def hold_out(
@@ -164,18 +152,16 @@ def hold_out(
 ) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """Training and held-out pairs. All pairs of a prompt go to the same side: none is both trained on and tested."""
     wanted = round(eval_size * len(pairs)) if eval_size < 1 else int(eval_size)
-    prompts = sorted({str(pair.prompt) for pair in pairs})
-    random.Random(seed).shuffle(prompts)
-    place = {prompt: i for i, prompt in enumerate(prompts)}
-    by_place: list[list[PreferencePair]] = [[] for _ in prompts]
+    rows_of: dict[str, list[int]] = {}
     for pair in pairs:
-        by_place[place[str(pair.prompt)]].append(pair)
-
+        rows_of.setdefault(str(pair.prompt), []).append(pair.row)
+    prompts = sorted(rows_of)
+    random.Random(seed).shuffle(prompts)
     held: set[int] = set()
-    for group in by_place:
+    for prompt in prompts:
         if len(held) >= max(wanted, 1):
             break
-        held |= {pair.row for pair in group}
+        held |= set(rows_of[prompt])
     train = [pair for pair in pairs if pair.row not in held]
     if not train:
         raise ConfigError(

@@ -136,8 +136,7 @@ class Toy(Source):
         eval_pairs: int = setting(512, ge=1, le=2_000)
         order_share: float = setting(0.0, ge=0, le=1)
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
+    config: Config
 
     @override
     def load(self, seed: int) -> SourceData:
