@@ -1,6 +1,7 @@
 """Which pairs each optimizer step sees."""
 
 import math
+from functools import lru_cache
 
 import torch
 
@@ -14,7 +15,6 @@ class Order:
 
     def __init__(self, size: int | None, global_batch_size: int, seed: int) -> None:
         self.size, self.global_batch_size, self.seed = size, global_batch_size, seed
-        self._epoch: tuple[int, list[int]] = (-1, [])
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -23,15 +23,13 @@ class Order:
 
     def positions(self, step: int) -> list[int]:
         """Positions of the pairs of optimizer step `step`, counted from 1."""
-        if self.steps_per_epoch is None:
+        if self.size is None or self.steps_per_epoch is None:
             return list(range((step - 1) * self.global_batch_size, step * self.global_batch_size))
         epoch, batch = divmod(step - 1, self.steps_per_epoch)
         start = batch * self.global_batch_size
-        return self._permutation(epoch)[start : start + self.global_batch_size]
+        return _permutation(self.size, self.seed * 1_000_003 + epoch)[start : start + self.global_batch_size]
 
-    def _permutation(self, epoch: int) -> list[int]:
-        if self._epoch[0] != epoch:
-            assert self.size is not None
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._epoch = (epoch, torch.randperm(self.size, generator=generator).tolist())
-        return self._epoch[1]
+
+@lru_cache(maxsize=1)
+def _permutation(size: int, seed: int) -> list[int]:
+    return torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()

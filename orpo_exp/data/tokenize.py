@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -102,39 +101,28 @@ def prepare(data: SourceData, tokenizer: Any, max_length: int, min_prompt_length
     for row, reason in dropped:
         skipped.setdefault(IN_EVALUATION + reason, []).append(row)
 
-    if data.size is None:
+    def drawn(positions: Sequence[int]) -> list[TokenizedPair]:
+        pairs, unusable = encode([data.train[p] for p in positions])
+        assert not unusable, unusable  # an endless source makes only pairs that fit
+        return pairs
 
-        def draw(positions: Sequence[int]) -> list[TokenizedPair]:
-            pairs, unusable = encode([data.train[p] for p in positions])
-            assert not unusable, unusable  # an endless source makes only pairs that fit
-            return pairs
-
-        return TokenizedData(draw, None, held_out, texts, skipped, encode.truncated, max_length)
-
-    train, unusable = encode([data.train[p] for p in range(data.size)])
-    for row, reason in unusable:
-        skipped.setdefault(reason, []).append(row)
-    if not train:
-        raise Refused(f"no training pair is usable as tokens: {unusable[:5]}")
-    return TokenizedData(
-        lambda positions: [train[p] for p in positions],
-        len(train),
-        held_out,
-        texts,
-        skipped,
-        encode.truncated,
-        max_length,
-    )
+    train, size = drawn, None
+    if data.size is not None:
+        pairs, unusable = encode([data.train[p] for p in range(data.size)])
+        for row, reason in unusable:
+            skipped.setdefault(reason, []).append(row)
+        if not pairs:
+            raise Refused(f"no training pair is usable as tokens: {unusable[:5]}")
+        train, size = lambda positions: [pairs[p] for p in positions], len(pairs)
+    return TokenizedData(train, size, held_out, texts, skipped, encode.truncated, max_length)
 
 
 def training_texts(data: SourceData, limit: int = 20_000) -> Iterator[str]:
     """Texts of the first `limit` training pairs, for a tokenizer that is trained on them."""
-    positions = range(data.size if data.size is not None else limit)
-    for position in islice(positions, limit):
+    for position in range(limit if data.size is None else min(limit, data.size)):
         pair = data.train[position]
         yield from [pair.prompt] if isinstance(pair.prompt, str) else [turn["content"] for turn in pair.prompt]
-        yield pair.chosen
-        yield pair.rejected
+        yield from (pair.chosen, pair.rejected)
 
 
 def kept_lengths(prompt: int, chosen: int, rejected: int, max_length: int, min_prompt_length: int) -> tuple[int, int]:
@@ -248,7 +236,6 @@ class PairTokenizer:
         return [*answer, self.eos]
 
     def _apply(self, turns: list[Any], generate: bool) -> str:
-        text: str = self.tokenizer.apply_chat_template(
+        return self.tokenizer.apply_chat_template(
             turns, chat_template=self.template, tokenize=False, add_generation_prompt=generate
         )
-        return text
