@@ -23,26 +23,22 @@ class Padded(Layout):
     @override
     def collate(self, pairs: Sequence[TokenizedPair], needs: frozenset[Need]) -> Batch:
         """input_ids are (2 * pairs, longest sequence) int64; (4 * pairs, ...) with mismatched answers."""
-        answers = {Span.chosen: [p.chosen_ids for p in pairs], Span.rejected: [p.rejected_ids for p in pairs]}
-        first = {Span.chosen: 0, Span.rejected: 1}
+        answers = {(Span.chosen, Span.rejected): [(p.chosen_ids, p.rejected_ids) for p in pairs]}
         if Need.mismatched in needs:
             mismatched = [p.mismatched for p in pairs if p.mismatched is not None]
-            answers[Span.mismatched_chosen] = [chosen for chosen, _ in mismatched]
-            answers[Span.mismatched_rejected] = [rejected for _, rejected in mismatched]
-            first |= {Span.mismatched_chosen: 2 * len(pairs), Span.mismatched_rejected: 2 * len(pairs) + 1}
+            answers[Span.mismatched_chosen, Span.mismatched_rejected] = mismatched
 
-        sequences = [torch.zeros(1, dtype=torch.int64)] * max(1, len(pairs) * len(answers))
-        spans: dict[Span, list[tuple[int, int, Tensor]]] = {}
-        for span, of_span in answers.items():
-            spans[span] = []
-            for i, (pair, answer) in enumerate(zip(pairs, of_span, strict=True)):
-                place = first[span] + 2 * i
-                sequences[place] = torch.cat([pair.prompt_ids, answer])[:-1].long()
-                spans[span].append((place, len(pair.prompt_ids) - 1, answer))
+        sequences: list[Tensor] = []
+        spans: dict[Span, list[tuple[int, int, Tensor]]] = {span: [] for both in answers for span in both}
+        for both, of_pairs in answers.items():
+            for pair, of_pair in zip(pairs, of_pairs, strict=True):
+                for span, answer in zip(both, of_pair, strict=True):
+                    spans[span].append((len(sequences), len(pair.prompt_ids) - 1, answer))
+                    sequences.append(torch.cat([pair.prompt_ids, answer])[:-1].long())
         if Need.prompt_logps in needs:
             spans[Span.prompt] = [(2 * i, 0, p.prompt_ids[1:]) for i, p in enumerate(pairs)]
         return Batch(
-            inputs={"input_ids": pad_sequence(sequences, batch_first=True)},
+            inputs={"input_ids": pad_sequence(sequences or [torch.zeros(1, dtype=torch.int64)], batch_first=True)},
             score=_index(spans, log_squared=Need.log_squared in needs),
             rows=tuple(pair.row for pair in pairs),
         )
