@@ -9,18 +9,16 @@ from orpo_exp.optimizers.base import SCHEDULERS, Scheduler, SchedulerConfig
 from orpo_exp.schema import setting
 
 
-@dataclass
-class DecayConfig(SchedulerConfig):
-    """final: the factor on the peak rate that the decay leads to."""
-
-    final: float = setting(0.0, ge=0, le=1)
-
-
 class Decay(Scheduler):
     """A schedule that falls to a share of the peak rate."""
 
-    Config = DecayConfig
-    config: DecayConfig
+    @dataclass
+    class Config(SchedulerConfig):
+        """final: the factor on the peak rate that the decay leads to."""
+
+        final: float = setting(0.0, ge=0, le=1)
+
+    config: Config
 
 
 @SCHEDULERS.register("constant")
