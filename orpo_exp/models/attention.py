@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -40,32 +39,24 @@ def _narrow(text: Any) -> bool:
     return bool(text.sliding_window) and (limit is None or text.sliding_window < limit)
 
 
-@dataclass(frozen=True)
-class Ask:
-    """What the configurations of some model types may ask for and not every kernel does; `done_by`: the best first."""
-
-    model_types: tuple[str, ...]
-    what: str
-    asked: Callable[[Any], object]
-    done_by: tuple[Attention, ...]
-
-
 SDPA, EAGER, FLASH = Attention
 QWEN = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 
-# What transformers 4.51.3 leaves out without a word, read off its source. Falcon's eager kernel adds ALiBi twice; the
-# windows of Qwen belong to some of its layers only; Moshi's needs a mask, which no layout gives.
-ASKS = (
-    Ask(("gemma2",), "attn_logit_softcapping", lambda c: c.attn_logit_softcapping, (EAGER, FLASH)),
-    Ask(("gemma3_text",), "attn_logit_softcapping", lambda c: c.attn_logit_softcapping, ()),
-    Ask(("gpt2",), "scale_attn_by_inverse_layer_idx", lambda c: c.scale_attn_by_inverse_layer_idx, (EAGER,)),
-    Ask(("gpt2",), "scale_attn_weights: false", lambda c: not c.scale_attn_weights, (EAGER,)),
-    Ask(("gpt_bigcode",), "scale_attn_weights: false", lambda c: not c.scale_attn_weights, (SDPA, EAGER)),
-    Ask(("gpt_neo",), "local attention", lambda c: "local" in c.attention_layers, (EAGER,)),
-    Ask(("falcon",), "alibi", lambda c: c.alibi, (SDPA,)),
-    Ask(QWEN, "max_window_layers", lambda c: c.use_sliding_window and c.max_window_layers and _narrow(c), (FLASH,)),
-    Ask(("jamba",), "sliding_window", _narrow, (FLASH,)),
-    Ask(("moshi",), "sliding_window", _narrow, ()),
+# What the configurations of some model types may ask for and not every kernel of transformers 4.51.3 does, which it
+# leaves out without a word (read off its source): the types, what it is, whether it is asked for, and who does it, the
+# best first. Falcon's eager kernel adds ALiBi twice; the windows of Qwen belong to some of its layers only; Moshi's
+# needs a mask, which no layout gives.
+ASKS: tuple[tuple[tuple[str, ...], str, Callable[[Any], object], tuple[Attention, ...]], ...] = (
+    (("gemma2",), "attn_logit_softcapping", lambda c: c.attn_logit_softcapping, (EAGER, FLASH)),
+    (("gemma3_text",), "attn_logit_softcapping", lambda c: c.attn_logit_softcapping, ()),
+    (("gpt2",), "scale_attn_by_inverse_layer_idx", lambda c: c.scale_attn_by_inverse_layer_idx, (EAGER,)),
+    (("gpt2",), "scale_attn_weights: false", lambda c: not c.scale_attn_weights, (EAGER,)),
+    (("gpt_bigcode",), "scale_attn_weights: false", lambda c: not c.scale_attn_weights, (SDPA, EAGER)),
+    (("gpt_neo",), "local attention", lambda c: "local" in c.attention_layers, (EAGER,)),
+    (("falcon",), "alibi", lambda c: c.alibi, (SDPA,)),
+    (QWEN, "max_window_layers", lambda c: c.use_sliding_window and c.max_window_layers and _narrow(c), (FLASH,)),
+    (("jamba",), "sliding_window", _narrow, (FLASH,)),
+    (("moshi",), "sliding_window", _narrow, ()),
 )
 
 
@@ -78,20 +69,20 @@ def kernel_for(hf_config: "PretrainedConfig", chosen: Attention) -> Attention:
     text = hf_config.get_text_config(decoder=True)
     if getattr(text, "use_sliding_window", None) is False:
         text.sliding_window = None
-    for ask in ASKS:
-        if text.model_type not in ask.model_types or chosen in ask.done_by or not ask.asked(text):
+    for model_types, what, asked, done_by in ASKS:
+        if text.model_type not in model_types or chosen in done_by or not asked(text):
             continue
-        instead = next((kernel for kernel in ask.done_by if kernel is not FLASH), None)
+        instead = next((kernel for kernel in done_by if kernel is not FLASH), None)
         if instead is None:
             raise ConfigError(
                 "model.attention",
                 chosen.value,
-                f"with {ask.what} of {text.model_type} {' or '.join(k.value for k in ask.done_by) or 'none'}",
+                f"with {what} of {text.model_type} {' or '.join(k.value for k in done_by) or 'none'}",
                 "Choose one that computes it, or another model.",
             )
         log.warning(
             "model.attention=%s leaves out what the model's configuration asks for (%s): %s is used instead",
-            *(chosen.value, ask.what, instead.value),
+            *(chosen.value, what, instead.value),
         )
         chosen = instead
     return chosen

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from orpo_exp.models.attention import Attention, kernel_for
+from orpo_exp.models.head import check_architecture, finish_logits
 from orpo_exp.registry import Registry
 from orpo_exp.schema import ConfigError, Refused, Settings, setting
 from orpo_exp.types import Builder, BuiltModel
@@ -84,10 +85,9 @@ class ModelSource(ABC):
 
         Raises Refused where the tokenizer or the configuration cannot be read, or they do not fit each other.
         """
-        from orpo_exp.models.head import check_architecture
-
         tokenizer = self.tokenizer(texts)
         hf_config = self.hf_config(tokenizer)
+        set_dropout(hf_config, self.config.dropout)
         attention = kernel_for(hf_config, self.config.attention)
 
         def whole() -> BuiltModel:
@@ -114,8 +114,6 @@ class ModelSource(ABC):
         )
 
     def _built(self, model: "PreTrainedModel") -> BuiltModel:
-        from orpo_exp.models.head import finish_logits
-
         if self.config.gradient_checkpointing:
             with told_about("model.gradient_checkpointing", True, "false for this architecture"):
                 model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -13,7 +13,7 @@ from omegaconf import MISSING
 from typing_extensions import override
 
 from orpo_exp.models.attention import Attention, positions
-from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, set_dropout, told_about
+from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, told_about
 from orpo_exp.schema import ConfigError
 
 if TYPE_CHECKING:
@@ -105,7 +105,6 @@ class Pretrained(ModelSource):
                 f"a model with an embedding for each of its tokenizer's {len(tokenizer)} tokens",
                 f"This one has {rows}: fix the folder's tokenizer files.",
             )
-        set_dropout(hf_config, c.dropout)
         hf_config.torch_dtype = getattr(torch, c.dtype.value)
         return hf_config
 

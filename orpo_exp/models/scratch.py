@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import override
 
 from orpo_exp.models.attention import Attention
-from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, set_dropout, told_about
+from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, told_about
 from orpo_exp.models.pretrained import check_folder, files_digest, load_tokenizer
 from orpo_exp.models.tokenizers import BYTES_VOCABULARY, bytes_tokenizer, trained_tokenizer
 from orpo_exp.schema import ConfigError, numeric_content, setting
@@ -129,7 +129,6 @@ class Scratch(ModelSource):
             hf_config = CONFIG_MAPPING[c.arch]()
             hf_config.update(self._sizes(hf_config, vocab_size))
             hf_config.update({name: getattr(tokenizer, name) for name in SPECIAL_TOKENS})
-            set_dropout(hf_config, c.dropout)
             return type(hf_config).from_dict(hf_config.to_dict())  # lets the class derive what depends on the sizes
 
     def _sizes(self, hf_config: "PretrainedConfig", vocab_size: int) -> dict[str, Any]:
