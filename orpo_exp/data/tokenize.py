@@ -61,21 +61,31 @@ class TokenizedData:
                     raise ConfigError("data.max_length", self.max_length, allowed, "Lower it, or take another model.")
             return pairs
 
-        checked(self.held_out)
-        checked(self.train(range(self.size or 0)))
+        checked([*self.held_out, *self.train(range(self.size or 0))])
         train = self.train if self.size is not None else lambda wanted: checked(self.train(wanted))
         return dataclasses.replace(self, train=train, max_length=positions)
 
-    def other_than(self, pair: TokenizedPair) -> TokenizedPair | None:
-        """A training pair that is another one, None where there is none."""
-        first = self.train(range(2 if self.size is None else min(2, self.size)))
-        return next((other for other in first if other.row != pair.row), None)
+    def with_mismatched(self, pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
+        """Each pair with the answers of the next one, the last with those of the first; cut to fit behind its prompt.
+
+        A single pair, which is its own next one, gets those of a training pair. Raises Refused where that is the same.
+        """
+        following = [*pairs[1:], *pairs[:1]]
+        if len(pairs) == 1:
+            first = self.train(range(2 if self.size is None else min(2, self.size)))
+            following = [other for other in first if other.row != pairs[0].row][:1]
+            if not following:
+                raise Refused("a single pair has no mismatched answers: this loss needs another pair; add data")
+        fitting: list[TokenizedPair] = []
+        for pair, after in zip(pairs, following, strict=True):
+            room = self.max_length - len(pair.prompt_ids)
+            fitting.append(dataclasses.replace(pair, mismatched=(after.chosen_ids[:room], after.rejected_ids[:room])))
+        return fitting
 
     def fingerprint(self) -> str:
         """A hexadecimal hash of all tokens of a finite source; of the held-out ones where it is endless."""
         digest = hashlib.sha256()
-        for pairs in (self.held_out, self.train(range(self.size or 0))):
-            digest_pairs(digest, pairs)
+        digest_pairs(digest, [*self.held_out, *self.train(range(self.size or 0))])
         return digest.hexdigest()
 
 
@@ -135,25 +145,6 @@ def kept_lengths(prompt: int, chosen: int, rejected: int, max_length: int, min_p
         return prompt, longest
     kept_prompt = min(prompt, max(max_length - longest, min_prompt_length))
     return kept_prompt, max_length - kept_prompt
-
-
-def with_mismatched(
-    pairs: Sequence[TokenizedPair], max_length: int, other: TokenizedPair | None
-) -> list[TokenizedPair]:
-    """Each pair with the answers of the next one, the last with those of the first; cut to fit behind its prompt.
-
-    A single pair, which is its own next one, gets the answers of `other`. Raises Refused where there is no such pair.
-    """
-    following = [*pairs[1:], *pairs[:1]]
-    if len(pairs) == 1:
-        if other is None:
-            raise Refused("a single pair has no mismatched answers: this loss needs another pair; add data")
-        following = [other]
-    fitting: list[TokenizedPair] = []
-    for pair, after in zip(pairs, following, strict=True):
-        room = max_length - len(pair.prompt_ids)
-        fitting.append(dataclasses.replace(pair, mismatched=(after.chosen_ids[:room], after.rejected_ids[:room])))
-    return fitting
 
 
 class PairTokenizer:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orpo_exp.data.order import Order
-from orpo_exp.data.tokenize import TokenizedData, with_mismatched
+from orpo_exp.data.tokenize import TokenizedData
 from orpo_exp.losses import LamSchedule, Loss
 from orpo_exp.plugins import Plugin
 from orpo_exp.tracking import Trackers
@@ -133,10 +133,7 @@ class Loop:
 
     def completed(self, pairs: list[TokenizedPair]) -> list[TokenizedPair]:
         """The pairs with what the loss needs from beyond each of them."""
-        if Need.mismatched not in self.loss.needs:
-            return pairs
-        other = self.data.other_than(pairs[0]) if len(pairs) == 1 else None
-        return with_mismatched(pairs, self.data.max_length, other)
+        return self.data.with_mismatched(pairs) if Need.mismatched in self.loss.needs else pairs
 
     @property
     def weight_metric(self) -> dict[str, float]:

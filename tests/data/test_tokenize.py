@@ -4,7 +4,7 @@ import pytest
 from support import pair, random_pairs
 
 from orpo_exp.data.base import SourceData
-from orpo_exp.data.tokenize import PairTokenizer, TokenizedData, kept_lengths, prepare, with_mismatched
+from orpo_exp.data.tokenize import PairTokenizer, TokenizedData, kept_lengths, prepare
 from orpo_exp.models.tokenizers import bytes_tokenizer
 from orpo_exp.schema import ConfigError, Refused
 from orpo_exp.types import Message, PreferencePair
@@ -147,23 +147,25 @@ def test_unusable_rows_are_counted_with_their_reason_and_none_left_is_an_error(t
         prepare(SourceData(train, 2, [same]), tokenizer, 6, 2)
 
 
-def mismatched(pairs):
-    return [[ids.tolist() for ids in pair.mismatched] for pair in pairs]
+def mismatched(pairs, train):
+    """The mismatched answers that the pairs get beside these training pairs, in 4 tokens."""
+    data = TokenizedData(lambda positions: [train[p] for p in positions], len(train), [], [], {}, 0, max_length=4)
+    return [[ids.tolist() for ids in pair.mismatched] for pair in data.with_mismatched(pairs)]
 
 
 def test_each_pair_gets_the_next_ones_answers_cut_to_fit():
     three = [pair(0, [1, 1], [10, 11], [12]), pair(1, [1], [20], [21, 22]), pair(2, [1, 1, 1], [30], [31])]
-    further = pair(9, [1], [90], [91])
-    for other in (None, further):
-        assert mismatched(with_mismatched(three, 4, other)) == [[[20], [21, 22]], [[30], [31]], [[10], [12]]]
-    assert with_mismatched([], 4, None) == []
+    for train in (three, [pair(9, [1], [90], [91])]):
+        assert mismatched(three, train) == [[[20], [21, 22]], [[30], [31]], [[10], [12]]]
+    assert mismatched([], three) == []
 
 
 def test_a_single_pair_gets_a_further_ones_answers_never_its_own():
     single, further = pair(0, [1, 1], [10, 11], [12]), pair(9, [1], [90, 91, 92], [93])
-    assert mismatched(with_mismatched([single], 4, further)) == [[[90, 91], [93]]]
+    for train in ([further], [single, further], [further, single]):
+        assert mismatched([single], train) == [[[90, 91], [93]]]
     with pytest.raises(Refused, match="another pair"):
-        with_mismatched([single], 4, None)
+        mismatched([single], [single])
 
 
 def test_a_pair_longer_than_the_models_positions_is_refused_by_its_row():
