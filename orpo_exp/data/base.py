@@ -22,12 +22,9 @@ class DataConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.min_prompt_length > self.max_length - 2:
-            raise ConfigError(
-                "min_prompt_length",
-                self.min_prompt_length,
-                f"at most max_length - 2 = {self.max_length - 2}",
-                "Lower it or raise max_length: an answer needs room for a token and its EOS.",
-            )
+            allowed = f"at most max_length - 2 = {self.max_length - 2}"
+            do = "Lower it or raise max_length: an answer needs room for a token and its EOS."
+            raise ConfigError("min_prompt_length", self.min_prompt_length, allowed, do)
 
 
 class Pairs(Protocol):

@@ -97,10 +97,8 @@ def _load(builder: str, key: str, given: str, **arguments: Any) -> Usable:
         rows = datasets.load_dataset(builder, **arguments)
     except Exception as error:  # of nearly any type: what else can go wrong here is the data that was named
         cause = error.__cause__ or error
-        reason = f"{type(cause).__name__}: {cause}".splitlines()[0]
-        raise ConfigError(
-            key, given, "preference data that `datasets` can read", f"Reading it failed: {reason}"
-        ) from error
+        reason = f"Reading it failed: {type(cause).__name__}: {cause}".splitlines()[0]
+        raise ConfigError(key, given, "preference data that `datasets` can read", reason) from error
     finally:
         datasets.logging.set_verbosity(verbosity)
         if not silent:
@@ -110,14 +108,10 @@ def _load(builder: str, key: str, given: str, **arguments: Any) -> Usable:
 
 def _usable(rows: Any, key: str, given: str) -> Usable:
     """The usable rows of a `datasets.Dataset`; ConfigError about the setting that named them where there is none."""
-    columns = set(rows.column_names)
-    if not {"chosen", "rejected"} <= columns:
-        raise ConfigError(
-            key,
-            given,
-            f"rows with `chosen`, `rejected` and one of {', '.join(PROMPT_COLUMNS)}",
-            f"This has the columns {', '.join(sorted(columns)) or '(none)'}: rename them.",
-        )
+    columns = ", ".join(sorted(rows.column_names))
+    if not {"chosen", "rejected"} <= set(rows.column_names):
+        allowed = f"rows with `chosen`, `rejected` and one of {', '.join(PROMPT_COLUMNS)}"
+        raise ConfigError(key, given, allowed, f"This has the columns {columns or '(none)'}: rename them.")
     pairs: list[PreferencePair] = []
     skipped: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
@@ -127,12 +121,8 @@ def _usable(rows: Any, key: str, given: str) -> Usable:
             skipped.setdefault(str(reason), []).append(number)
     if not pairs:
         reasons = "; ".join(f"{reason}: {len(numbers)} rows" for reason, numbers in skipped.items()) or "no row at all"
-        raise ConfigError(
-            key,
-            given,
-            "data with at least one usable row",
-            f"It has none ({reasons}); its columns are {', '.join(sorted(columns))}.",
-        )
+        found = f"It has none ({reasons}); its columns are {columns}."
+        raise ConfigError(key, given, "data with at least one usable row", found)
     return pairs, skipped
 
 
@@ -164,10 +154,7 @@ def hold_out(
         held |= set(rows_of[prompt])
     train = [pair for pair in pairs if pair.row not in held]
     if not train:
-        raise ConfigError(
-            "data.eval_size",
-            eval_size,
-            f"a size that leaves pairs to train on: there are {len(pairs)} pairs with {len(prompts)} prompts",
-            "Lower it, add data, or name other data to evaluate on.",
-        )
+        allowed = f"a size that leaves pairs to train on: there are {len(pairs)} pairs with {len(prompts)} prompts"
+        do = "Lower it, add data, or name other data to evaluate on."
+        raise ConfigError("data.eval_size", eval_size, allowed, do)
     return train, [pair for pair in pairs if pair.row in held]

@@ -23,8 +23,6 @@ PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}Assistant: {% endif %}"
 )
 
-Unusable = tuple[int, str]  # row and reason
-
 
 @dataclass(frozen=True)
 class TokenizedData:
@@ -161,11 +159,11 @@ class PairTokenizer:
         self.template: str | None = None if tokenizer.chat_template else PLAIN_TEMPLATE
         self.truncated = 0
 
-    def __call__(self, pairs: Sequence[PreferencePair]) -> tuple[list[TokenizedPair], list[Unusable]]:
+    def __call__(self, pairs: Sequence[PreferencePair]) -> tuple[list[TokenizedPair], list[tuple[int, str]]]:
         """The usable pairs, and the others' rows with reasons."""
         rendered: list[tuple[PreferencePair, tuple[str, str, str]]] = []
         usable: list[TokenizedPair] = []
-        unusable: list[Unusable] = []
+        unusable: list[tuple[int, str]] = []
         for pair in pairs:
             try:
                 rendered.append((pair, self.render(pair)))

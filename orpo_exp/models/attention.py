@@ -74,12 +74,9 @@ def kernel_for(hf_config: "PretrainedConfig", chosen: Attention) -> Attention:
             continue
         instead = next((kernel for kernel in done_by if kernel is not FLASH), None)
         if instead is None:
-            raise ConfigError(
-                "model.attention",
-                chosen.value,
-                f"with {what} of {text.model_type} {' or '.join(k.value for k in done_by) or 'none'}",
-                "Choose one that computes it, or another model.",
-            )
+            allowed = f"with {what} of {text.model_type} {' or '.join(k.value for k in done_by) or 'none'}"
+            do = "Choose one that computes it, or another model."
+            raise ConfigError("model.attention", chosen.value, allowed, do)
         log.warning(
             "model.attention=%s leaves out what the model's configuration asks for (%s): %s is used instead",
             *(chosen.value, what, instead.value),

@@ -51,12 +51,11 @@ class Pretrained(ModelSource):
     @override
     def check(self) -> None:
         """And a folder that is not there, or that holds no safetensors."""
-        check_folder(self.config.path, "model.path")
-        folder = Path(self.config.path).expanduser()
+        path = self.config.path
+        check_folder(path, "model.path")
+        folder = Path(path).expanduser()
         if folder.is_dir() and not list(folder.glob("*.safetensors")):
-            raise ConfigError(
-                "model.path", self.config.path, "a folder with *.safetensors", "Save the model with safetensors."
-            )
+            raise ConfigError("model.path", path, "a folder with *.safetensors", "Save the model with safetensors.")
         super().check()
 
     @override
@@ -99,12 +98,9 @@ class Pretrained(ModelSource):
             )
         rows = hf_config.get_text_config(decoder=True).vocab_size
         if len(tokenizer) > rows:
-            raise ConfigError(
-                "model.path",
-                c.path,
-                f"a model with an embedding for each of its tokenizer's {len(tokenizer)} tokens",
-                f"This one has {rows}: fix the folder's tokenizer files.",
-            )
+            allowed = f"a model with an embedding for each of its tokenizer's {len(tokenizer)} tokens"
+            do = f"This one has {rows}: fix the folder's tokenizer files."
+            raise ConfigError("model.path", c.path, allowed, do)
         hf_config.torch_dtype = getattr(torch, c.dtype.value)
         return hf_config
 

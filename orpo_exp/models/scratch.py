@@ -71,12 +71,8 @@ class Scratch(ModelSource):
         arch, known = self.config.arch, causal_lm_types()
         if arch not in known:
             close = difflib.get_close_matches(arch, known, n=1)
-            raise ConfigError(
-                "model.arch",
-                arch,
-                f"a causal LM's model type: {', '.join(known)}",
-                f"Did you mean {close[0]}?" if close else "Choose one of these.",
-            )
+            do = f"Did you mean {close[0]}?" if close else "Choose one of these."
+            raise ConfigError("model.arch", arch, f"a causal LM's model type: {', '.join(known)}", do)
         if self.config.tokenizer not in OWN_TOKENIZERS:
             check_folder(self.config.tokenizer, "model.tokenizer")
         super().check()
