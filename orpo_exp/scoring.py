@@ -76,9 +76,7 @@ def pair_logps(hidden: Tensor, head: Head, index: ScoreIndex, vocabulary: Vocabu
     # (sequences, positions, hidden) -> (scored tokens, hidden), in the order of PairLogps
     states = hidden[index.sequence.to(hidden.device), index.position.to(hidden.device)]
     target = index.target.to(hidden.device)
-    return by_span(
-        index, token_logps(states, head, target, log_squared=index.log_squared, vocabulary=vocabulary)
-    )
+    return by_span(index, token_logps(states, head, target, log_squared=index.log_squared, vocabulary=vocabulary))
 
 
 def by_span(index: ScoreIndex, scored: Sequence[Tensor]) -> PairLogps:

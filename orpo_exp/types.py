@@ -162,6 +162,10 @@ class TokenLogps:
         """Each pair's log-probabilities, token by token."""
         return list(self.values.split(self.lengths.tolist()))
 
+    def slice(self, first: int, last: int) -> "TokenLogps":
+        """The pairs first .. last - 1."""
+        return self.select(torch.arange(first, last))
+
     def select(self, places: Tensor) -> "TokenLogps":
         """The pairs at these places, (n,) int64, in this order."""
         lengths = self.lengths[places]
@@ -207,7 +211,7 @@ class PairLogps:
 
     def slice(self, first: int, last: int) -> "PairLogps":
         """The pairs first .. last - 1."""
-        return self.select(torch.arange(first, last))
+        return PairLogps.from_spans({span: logps.slice(first, last) for span, logps in self.by_span().items()})
 
     def select(self, places: Tensor) -> "PairLogps":
         """The pairs at these places, (n,) int64, in this order."""
