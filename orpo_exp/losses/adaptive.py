@@ -17,7 +17,7 @@ class Adaptive(LamSchedule):
         weight = start * factor,    factor <- clip(factor * exp(rate * clip(error, -1, 1)), min_factor, max_factor)
 
     Since the error is cut at 1, no single batch can move the weight by more than exp(rate); since the factor is cut at
-    its bounds, it does not wind up beyond them while the target is out of reach. An error that is not finite is
+    its bounds, it does not wind up beyond them while the target is out of reach. An error that is not a number is
     ignored. The weight depends on the metrics of the global batch alone, so that every rank finds the same.
 
     Raises ConfigError where the configured weight is 0: no multiple of 0 reaches a target.
@@ -54,12 +54,12 @@ class Adaptive(LamSchedule):
     @override
     def update(self, metrics: Mapping[str, float]) -> None:
         error = self.error(metrics)
-        if math.isfinite(error):
+        if not math.isnan(error):
             self.factor = self._bounded(self.factor * math.exp(self.config.rate * min(max(error, -1.0), 1.0)))
 
     @abstractmethod
     def error(self, metrics: Mapping[str, float]) -> float:
-        """How far the target is away: above 0 where the weight should grow; not finite where it cannot be told."""
+        """How far the target is away: above 0 where the weight should grow; nan where it cannot be told."""
 
     @override
     def state_dict(self) -> dict[str, float]:
@@ -93,7 +93,8 @@ class TargetMargin(Adaptive):
 
     @override
     def error(self, metrics: Mapping[str, float]) -> float:
-        return self.config.target - metrics["log_odds_ratio"]
+        margin = metrics["log_odds_ratio"]
+        return self.config.target - margin if math.isfinite(margin) else math.nan
 
 
 @LAM_SCHEDULES.register("balanced")
