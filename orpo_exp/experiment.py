@@ -157,6 +157,10 @@ def train(
         trackers.start(RunInfo(order.folder, order.experiment, resolved(config), max_steps, resumed_from))
     report(plugin, config, policy, pairs)
 
+    def describe(folder: Path) -> None:
+        plugin.models[Which.policy].save_config(folder)
+        policy.tokenizer.save_pretrained(folder)
+
     scheduler = SCHEDULERS.build(config.scheduler, max_steps)
     moves = reference is not None and reference.moves
     loop = Loop(
@@ -171,7 +175,7 @@ def train(
         trackers=trackers,
         reference=reference,
         max_steps=max_steps,
-        checkpoints=Checkpoints(order.folder / "checkpoints", plugin, about, keep(config, loss), moves),
+        checkpoints=Checkpoints(order.folder / "checkpoints", plugin, about, keep(config, loss), moves, describe),
         stop=StopRequest(),
         note_step=lambda step: folder.note(steps=step) if folder else None,
     )

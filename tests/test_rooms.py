@@ -13,7 +13,7 @@ FLOORS = (
     ("training",),
     ("config",),
     ("runs",),
-    ("experiment",),
+    ("experiment", "export"),
     ("sweeps",),
     ("launchers",),
     ("composition",),

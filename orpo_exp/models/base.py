@@ -100,7 +100,9 @@ class ModelSource(ABC):
             from transformers.modeling_utils import no_init_weights
 
             with no_init_weights():  # what is not written takes no memory
-                return self._built(self.random(hf_config, attention))
+                model = self.random(hf_config, attention)
+            model.tie_weights()
+            return self._built(model)
 
         return CausalLM(tokenizer, Builder(whole, empty))
 

@@ -41,6 +41,9 @@ class Scorer(Protocol):
     def describe(self) -> str:
         """For people: class and number of parameters."""
 
+    def save_config(self, folder: Path) -> None:
+        """Write config.json in Hugging Face's form."""
+
     def digest(self) -> str:
         """A hexadecimal hash of the weights, the same on all ranks."""
 

@@ -1,6 +1,5 @@
 """Tensor, pipeline, sequence and data parallelism together: ColossalAI's HybridParallelPlugin."""
 
-import copy
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,7 +16,17 @@ from typing_extensions import override
 
 from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.colossal import colossalai_imported, unannounced
-from orpo_exp.plugins.pieces import Held, Pieces, gathered, load_pieces, save_pieces, write_model
+from orpo_exp.plugins.pieces import (
+    HELD,
+    POLICY,
+    Held,
+    Pieces,
+    gathered,
+    load_pieces,
+    master_parts,
+    save_pieces,
+    write_model,
+)
 from orpo_exp.plugins.precision import Precision
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.rules import Rule, divides
@@ -26,8 +35,6 @@ from orpo_exp.plugins.state import load_own, save_own
 from orpo_exp.plugins.zero import WHOLE_MOVES
 from orpo_exp.schema import setting
 from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput
-
-STATE, HELD = "hybrid", "reference"  # what the names of a checkpoint's files of pieces begin with
 
 
 @dataclass
@@ -180,7 +187,7 @@ class Hybrid(Plugin):
 
     @override
     def load(self, folder: Path, held: bool) -> None:
-        pieces = Pieces(folder, STATE)
+        pieces = Pieces(folder, POLICY)
         load_pieces(pieces, self._updated(), self.optimizer.optim)
         load_pieces(pieces, self.policy.held, None)
         if held:
@@ -228,20 +235,18 @@ class Hybrid(Plugin):
 
     @override
     def save(self, folder: Path, held: bool) -> list[str]:
-        files = [f"{STATE}-{self.ranks.rank}.safetensors", save_own(folder, self.ranks, self.loss_scale)]
-        save_pieces(folder / files[0], self._updated(), self.optimizer.optim)
+        files = [save_own(folder, self.ranks, self.loss_scale)]
+        files.append(save_pieces(folder, POLICY, self.ranks, self._updated(), self.optimizer.optim))
         if held:
-            files.append(f"{HELD}-{self.ranks.rank}.safetensors")
-            save_pieces(folder / files[-1], self.held.held, None)
+            files.append(save_pieces(folder, HELD, self.ranks, self.held.held, None))
         return files
 
     @override
     def save_weights(self, folder: Path) -> None:
-        config = copy.deepcopy(self.policy.model.config)
-        config.architectures = [type(self.policy.model).__name__]
         weights = gathered(self.ranks, self.policy.held)
         if self.ranks.is_main:
-            write_model(folder, config, weights)
+            self.policy.save_config(folder)
+            write_model(folder, weights)
         else:
             deque(weights, maxlen=0)  # sends what the main rank lacks
         self.ranks.barrier()
@@ -273,6 +278,9 @@ class Hybrid(Plugin):
             ddp_config={},
             custom_policy=None,
         )
+        assert len(set(self.ranks.exchange(" ".join(sources)))) == 1, (
+            "an empty model has the parameters of the whole one"
+        )
         parts = {part.name: part for part in held_parts(wrapper, split)}
         for name in list(sources):
             source = sources.pop(name)
@@ -288,12 +296,7 @@ class Hybrid(Plugin):
         if masters is None:
             return self.policy.held
         rank = dist.get_rank(self.split.mixed_dp_group) if self.config.zero_stage else 0
-        updated = []
-        for held in self.policy.held:
-            master = masters[id(held.tensor)]
-            start = rank * master.numel()
-            updated.append(Held(held.name, held.piece.range(start, start + master.numel()), master))
-        return updated
+        return master_parts(self.policy.held, masters, rank)
 
     def _squares(self) -> float:
         """This rank's part of the sum of all squares of the gradient, still scaled: what several ranks have counts

@@ -4,8 +4,9 @@ A checkpoint of pieces says of each tensor where it lies in the whole parameter.
 and by one process alone.
 """
 
+import copy
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 from orpo_exp.plugins.ranks import Ranks
 
 WEIGHT = "weight"
+POLICY, HELD = "policy", "reference"  # what the names of files begin with: <what>-<rank>.safetensors
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,21 @@ class Held:
     tensor: Tensor
 
 
-def save_pieces(path: Path, held: Sequence[Held], optimizer: Optimizer | None) -> None:
-    """Write a rank's parameters and their optimizer states."""
+def master_parts(held: Sequence[Held], masters: Mapping[int, Tensor], rank: int) -> list[Held]:
+    """What an optimizer updates in place of the weights: float32 copies of them, whole or an equal range for each rank.
+
+    masters: by the id of each parameter, as ColossalAI's optimizers tell it. rank: among those that share a parameter.
+    """
+    parts = []
+    for part in held:
+        if (master := masters.get(id(part.tensor))) is not None:
+            start = rank * master.numel()
+            parts.append(Held(part.name, part.piece.range(start, start + master.numel()), master))
+    return parts
+
+
+def save_pieces(folder: Path, of: str, ranks: Ranks, held: Sequence[Held], optimizer: Optimizer | None) -> str:
+    """Write this rank's parameters of the model `of` and their optimizer states; the file's name."""
     from safetensors.torch import save_file
 
     tensors: dict[str, Tensor] = {}
@@ -95,17 +110,19 @@ def save_pieces(path: Path, held: Sequence[Held], optimizer: Optimizer | None) -
             value = value.detach()
             numbers = value if value.ndim == 0 else value.flatten()[: part.piece.numel]
             tensors[f"{part.name}/{key}"] = numbers.to("cpu", copy=True).contiguous()
-    save_file(tensors, path, metadata=places)
+    name = f"{of}-{ranks.rank}.safetensors"
+    save_file(tensors, folder / name, metadata=places)
+    return name
 
 
 class Pieces:
     """The pieces of a checkpoint, all ranks' files together."""
 
-    def __init__(self, folder: Path, stem: str) -> None:
-        """stem: what the names of its files begin with."""
+    def __init__(self, folder: Path, of: str) -> None:
+        """of: POLICY or HELD."""
         from safetensors import safe_open
 
-        self.files: list[Any] = [safe_open(path, "pt") for path in sorted(folder.glob(f"{stem}-*.safetensors"))]
+        self.files: list[Any] = [safe_open(path, "pt") for path in sorted(folder.glob(f"{of}-*.safetensors"))]
 
     @cached_property
     def index(self) -> dict[str, list[tuple[Piece, Any]]]:
@@ -200,15 +217,21 @@ def gathered(ranks: Ranks, held: Sequence[Held]) -> Iterator[tuple[str, Tensor]]
             yield name, whole
 
 
-def write_model(folder: Path, config: Any, tensors: Iterator[tuple[str, Tensor]], most: int = 5 * 10**9) -> None:
-    """Write weights as a Hugging Face folder: config.json and safetensors of at most `most` bytes each.
+def save_config(model: Any, folder: Path) -> None:
+    """Write a causal LM's config.json, and its generation settings, as `save_pretrained` does beside the weights."""
+    config = copy.deepcopy(model.config)
+    config.architectures, config.torch_dtype = [type(model).__name__], model.dtype
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
 
-    config: the model's, its PretrainedConfig. No more than one file's tensors are held at a time.
-    """
+
+def write_model(folder: Path, tensors: Iterable[tuple[str, Tensor]], most: int = 5 * 10**9) -> None:
+    """Write weights as Hugging Face folders hold them: safetensors of at most `most` bytes each, with an index where
+    there are several. No more than one file's tensors are held at a time."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(folder)
     parts: list[list[str]] = []
     waiting: dict[str, Tensor] = {}
     size = total = 0

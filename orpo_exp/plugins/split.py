@@ -6,13 +6,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from orpo_exp.plugins.pieces import Held, Piece, gathered
+from orpo_exp.plugins.pieces import Held, Piece, gathered, save_config
 from orpo_exp.plugins.pipeline import ragged_schedule, run_pipeline
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.split_vocabulary import SplitVocabulary
@@ -154,6 +155,10 @@ class SplitModel:
             digest.update(name.encode())
             digest.update(whole.contiguous().view(torch.uint8).numpy().tobytes())
         return self.ranks.exchange(digest.hexdigest())[0]
+
+    def save_config(self, folder: Path) -> None:
+        """Write config.json in Hugging Face's form."""
+        save_config(self.model, folder)
 
     def describe(self) -> str:
         """Class and size, for people."""

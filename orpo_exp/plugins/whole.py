@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from orpo_exp.plugins.base import Objective
+from orpo_exp.plugins.pieces import Held, Piece, save_config
 from orpo_exp.plugins.precision import LossScale, autocast
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.state import load_optimizer_tensors, load_own, optimizer_tensors, save_own
@@ -76,6 +77,11 @@ class WholeModel:
         for own, current in zip(self.model.parameters(), other.model.parameters(), strict=True):
             own.lerp_(current, mix)
 
+    @property
+    def held(self) -> list[Held]:
+        """All of its weights, as pieces.py has them."""
+        return [Held(name, Piece.whole(p.shape), p) for name, p in self.model.named_parameters()]
+
     def save(self, path: Path) -> None:
         """Write the weights, tied ones once."""
         from safetensors.torch import save_model
@@ -96,6 +102,10 @@ class WholeModel:
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
+    def save_config(self, folder: Path) -> None:
+        """Write config.json in Hugging Face's form."""
+        save_config(self.model, folder)
+
     def describe(self) -> str:
         """Class and size, for people."""
         return f"{type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters"
@@ -115,7 +125,9 @@ def built_once(build: Builder, ranks: Ranks, dtype: torch.dtype | None = None) -
     if not built:
         built.append(build.empty())
     model = built[0].model.to(ranks.device, dtype)
-    for tensor in (*model.parameters(), *model.buffers()):
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert len(set(ranks.exchange(" ".join(tensors)))) == 1, "an empty model has the tensors of the whole one"
+    for tensor in tensors.values():
         dist.broadcast(tensor.data, 0)
     return built[0]
 

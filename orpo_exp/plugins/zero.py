@@ -11,22 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.colossal import colossalai_imported
-from orpo_exp.plugins.pieces import Held, Piece, Pieces, load_pieces, save_pieces
+from orpo_exp.plugins.pieces import HELD, POLICY, Held, Pieces, load_pieces, master_parts, save_pieces
 from orpo_exp.plugins.precision import Precision
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.rules import Rule
 from orpo_exp.plugins.state import load_own, save_own
-from orpo_exp.plugins.whole import HELD, WholeModel, accumulate, built_once
+from orpo_exp.plugins.whole import WholeModel, accumulate, built_once
 from orpo_exp.schema import setting
 from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput
-
-STATE = "zero"  # what the names of a checkpoint's files of pieces begin with
 
 # Its optimizer updates a range of a flattened parameter: each number must be updated by itself.
 ELEMENTWISE = Rule(
@@ -106,13 +103,11 @@ class Zero(Plugin):
 
     @override
     def load(self, folder: Path, held: bool) -> None:
-        pieces = Pieces(folder, STATE)
+        pieces = Pieces(folder, POLICY)
         load_pieces(pieces, self._held_pieces(), self.optimizer.optim)
-        with torch.no_grad():
-            for name, parameter in self.policy.model.named_parameters():
-                parameter.copy_(pieces.whole(name))
+        load_pieces(pieces, self.policy.held, None)
         if held:
-            self.held.load(folder / HELD)
+            load_pieces(Pieces(folder, HELD), self.held.held, None)
         load_own(folder, self.ranks, self.loss_scale)
 
     @override
@@ -142,12 +137,10 @@ class Zero(Plugin):
 
     @override
     def save(self, folder: Path, held: bool) -> list[str]:
-        own = f"{STATE}-{self.ranks.rank}.safetensors"
-        save_pieces(folder / own, self._held_pieces(), self.optimizer.optim)
-        files = [own, save_own(folder, self.ranks, self.loss_scale)]
+        files = [save_own(folder, self.ranks, self.loss_scale)]
+        files.append(save_pieces(folder, POLICY, self.ranks, self._held_pieces(), self.optimizer.optim))
         if held and self.ranks.is_main:
-            self.held.save(folder / HELD)
-            files.append(HELD)
+            files.append(save_pieces(folder, HELD, self.ranks, self.held.held, None))
         return files
 
     @override
@@ -163,13 +156,7 @@ class Zero(Plugin):
 
     def _held_pieces(self) -> list[Held]:
         """This rank's ranges of the weights, float32, as the optimizer updates them."""
-        masters = self.optimizer.get_working_to_master_map()
-        held = []
-        for name, parameter in self.policy.model.named_parameters():
-            if (master := masters.get(id(parameter))) is not None:
-                start = self.ranks.rank * master.numel()
-                held.append(Held(name, Piece.whole(parameter.shape).range(start, start + master.numel()), master))
-        return held
+        return master_parts(self.policy.held, self.optimizer.get_working_to_master_map(), self.ranks.rank)
 
 
 @PLUGINS.register("zero1")

@@ -4,6 +4,7 @@ checkpoints/step-00000200/manifest.json     what wrote it, and every other file'
                           state.json        step, lambda schedule, latest evaluation, best metrics, speed
                           *.safetensors     what the plugin holds, and each rank's random number generators
 checkpoints/latest                          a link to the newest one, moved last
+checkpoints/model/                          the model's config.json and tokenizer, for an export
 """
 
 import hashlib
@@ -26,7 +27,7 @@ from orpo_exp.schema import Refused
 log = logging.getLogger(__name__)
 
 FORMAT = 1
-MANIFEST, STATE, LATEST = "manifest.json", "state.json", "latest"
+MANIFEST, STATE, LATEST, MODEL = "manifest.json", "state.json", "latest", "model"
 NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -58,11 +59,21 @@ class Checkpoints:
     folder: checkpoints/ in the run's folder.
     about: what the manifest says of the run: its settings, versions, a fingerprint of its data.
     held: whether the held reference model belongs to the state, because it moves.
+    describe: writes into a folder what an export needs beside the weights; called on the main rank.
     best: (step, value) of the best evaluations so far, the best first.
     """
 
-    def __init__(self, folder: Path, plugin: Plugin, about: Mapping[str, Any], keep: Keep, held: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        plugin: Plugin,
+        about: Mapping[str, Any],
+        keep: Keep,
+        held: bool,
+        describe: Callable[[Path], None],
+    ) -> None:
         self.folder, self.plugin, self.about, self.keep, self.held = folder, plugin, about, keep, held
+        self.describe = describe
         self.best: list[tuple[int, float]] = []
         if plugin.ranks.is_main:
             for left in folder.glob(".step-*"):  # by a kill in the middle of saving or removing
@@ -92,6 +103,8 @@ class Checkpoints:
             files = {**written, STATE: write_json(beside / STATE, whole)}
             write_json(beside / MANIFEST, {"format": FORMAT, "step": step, **self.about, "files": files})
             replace_folder(beside, place)
+            if not (self.folder / MODEL).exists():
+                self.describe(self.folder / MODEL)
 
         try:
             self._together(lambda: beside.mkdir(parents=True) if main else None)
