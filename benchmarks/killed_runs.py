@@ -1,6 +1,7 @@
 """Kill runs with SIGKILL at random moments, some of them inside a save, resume them, and compare every number.
 
     uv run python benchmarks/killed_runs.py --runs 25
+    uv run python benchmarks/killed_runs.py --runs 25 --plugin hybrid plugin.tp_size=2 plugin.precision=bf16_weights
 
 Two ranks, an adaptive lambda, an epoch that ends every third step, a checkpoint every few. Prints a line for each run:
 where it was killed, where it went on, how many steps were computed again, and whether its metrics are equal bit for bit
@@ -20,12 +21,12 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
 from support import kill_tree, numbers, start_run, uneven_rows, wait_for_end
 
-STEPS, SAVE_EVERY, RANKS = 60, 7, 2
+STEPS, SAVE_EVERY = 60, 7
 RUN = [
     "+experiment=orpo", "model=tiny", "data=json", "data.path=pairs.jsonl", "data.eval_size=2", "tracker=[tensorboard]",
     "train.epochs=20", f"train.max_steps={STEPS}", "train.global_batch_size=8", "train.micro_batch_size=4",
     "train.eval_every=10", f"train.save_every={SAVE_EVERY}", "train.samples=0", "optimizer.lr=1e-3",
-    "lam_schedule=balanced", f"processes={RANKS}",
+    "lam_schedule=balanced",
 ]  # fmt: skip
 
 
@@ -58,17 +59,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=25, help="how many runs are killed")
     parser.add_argument("--seed", type=int, default=0, help="draws the moments")
+    parser.add_argument("--ranks", type=int, default=2, help="processes of each run")
+    parser.add_argument("--plugin", nargs="+", default=["ddp"], metavar="NAME", help="and overrides of its settings")
     args = parser.parse_args()
+    run = [*RUN, f"processes={args.ranks}", f"plugin={args.plugin[0]}", *args.plugin[1:]]
     rng = random.Random(args.seed)
     wrong = 0
     with tempfile.TemporaryDirectory() as name:
         place = Path(name)
         (place / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in uneven_rows(24)))
-        wait_for_end(start_run(place, *RUN, f"hydra.run.dir={place / 'whole'}"))
+        wait_for_end(start_run(place, *run, f"hydra.run.dir={place / 'whole'}"))
         expected = numbers(place / "whole")
         for trial in range(args.runs):
             folder = place / str(trial)
-            arguments = [*RUN, f"hydra.run.dir={folder}"]
+            arguments = [*run, f"hydra.run.dir={folder}"]
             where = kill(start_run(place, *arguments), folder, rng)
             reached = last_step(folder)
             wait_for_end(start_run(place, *arguments))
