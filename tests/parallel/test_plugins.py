@@ -42,7 +42,12 @@ PLUGINS = {  # ranks, overrides, the precision with half the bits
     "tp2 x pp2": (4, ["plugin=hybrid", "plugin.tp_size=2", "plugin.pp_size=2"], "bf16_weights"),
     "dp2 x pp2": (4, ["plugin=hybrid", "plugin.pp_size=2"], "bf16_weights"),
 }
-FEWER = {"zero2_offload": ["orpo", "clipped"], "dp2 x pp2": ["orpo", "batch scope", "clipped"]}
+FEWER = {  # of the cases, where others have tried them all
+    "zero2": ["orpo", "sgd", "batch scope", "clipped", "kto, synced"],
+    "zero2_offload": ["orpo", "clipped"],
+    "tp2 x pp2": ["orpo", "sgd", "batch scope", "clipped"],
+    "dp2 x pp2": ["orpo", "batch scope", "clipped"],
+}
 RATES = {"split", "step", "time", "pairs_per_second", "tokens_per_second"}
 
 
@@ -118,5 +123,5 @@ def test_the_weights_are_one_folder_that_transformers_loads_with_the_same_number
         return model(torch.arange(1, 20)[None]).logits
 
     expected = logits(runs / "ddp" / "fp32" / "sgd" / "model")
-    for name in set(PLUGINS) - set(FEWER):
+    for name in ("zero1", "zero2", "tp2", "pp2", "tp2 x pp2"):
         assert torch.allclose(logits(runs / name / "fp32" / "sgd" / "model"), expected, rtol=1e-4, atol=1e-5), name
