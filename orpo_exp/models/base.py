@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -106,14 +106,19 @@ class ModelSource(ABC):
 
         return CausalLM(tokenizer, Builder(whole, empty))
 
+    @abstractmethod
+    def told(self) -> AbstractContextManager[None]:
+        """Tell what transformers makes of this source as a ConfigError about it; see `told_about`."""
+
     def random(self, hf_config: "PretrainedConfig", attention: Attention) -> "PreTrainedModel":
         """A model of this configuration, its weights drawn from torch's seed."""
         from transformers import AutoModelForCausalLM
 
         trusted = getattr(self.config, "trust_remote_code", False)
-        return AutoModelForCausalLM.from_config(
-            hf_config, attn_implementation=attention.value, trust_remote_code=trusted
-        )
+        with self.told():
+            return AutoModelForCausalLM.from_config(
+                hf_config, attn_implementation=attention.value, trust_remote_code=trusted
+            )
 
     def _built(self, model: "PreTrainedModel") -> BuiltModel:
         if self.config.gradient_checkpointing:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -105,12 +106,16 @@ class Pretrained(ModelSource):
         return hf_config
 
     @override
+    def told(self) -> AbstractContextManager[None]:
+        return told_about("model.path", self.config.path, "a folder or hub id with a causal LM in safetensors")
+
+    @override
     def model(self, hf_config: "PretrainedConfig", attention: Attention) -> "PreTrainedModel":
         import torch
         from transformers import AutoModelForCausalLM
 
         c = self.config
-        with told_about("model.path", c.path, "a folder or hub id with a causal LM in safetensors"):
+        with self.told():
             return AutoModelForCausalLM.from_pretrained(
                 os.path.expanduser(c.path),
                 config=hf_config,

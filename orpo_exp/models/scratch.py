@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,8 +109,11 @@ class Scratch(ModelSource):
 
     @override
     def model(self, hf_config: "PretrainedConfig", attention: Attention) -> "PreTrainedModel":
-        with told_about("model.arch", self.config.arch, "an architecture that can be made in these sizes"):
-            return self.random(hf_config, attention)
+        return self.random(hf_config, attention)
+
+    @override
+    def told(self) -> AbstractContextManager[None]:
+        return told_about("model.arch", self.config.arch, "an architecture that can be made in these sizes")
 
     @override
     def hf_config(self, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":

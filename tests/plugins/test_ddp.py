@@ -11,7 +11,7 @@ from orpo_exp.layouts.padded import Padded
 from orpo_exp.plugins import Place, Which
 from orpo_exp.plugins.ddp import DDP
 from orpo_exp.plugins.ranks import left_afterwards
-from orpo_exp.types import BuiltModel, LossOutput, PairLogps
+from orpo_exp.types import Builder, BuiltModel, LossOutput, PairLogps
 
 BATCHES = [Padded(Padded.Config()).collate([pair(0, [1, 2], [3, 4], [5]), pair(1, [6], [7], [8, 9])], frozenset())]
 
@@ -22,12 +22,15 @@ def ddp() -> Iterator[DDP]:
         yield DDP(DDP.Config(), Place())
 
 
-def build() -> BuiltModel:
+def built() -> BuiltModel:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     return BuiltModel(LlamaForCausalLM(LlamaConfig(vocab_size=20, **sizes)), lambda logits: logits)
+
+
+build = Builder(whole=built, empty=built)
 
 
 def likelihood(number: int, logps: PairLogps) -> LossOutput:
