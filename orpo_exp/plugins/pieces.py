@@ -18,9 +18,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from orpo_exp.plugins.ranks import Ranks
+from orpo_exp.plugins.state import as_state, as_tensors
+from orpo_exp.schema import Refused
 
 WEIGHT = "weight"
 POLICY, HELD = "policy", "reference"  # what the names of files begin with: <what>-<rank>.safetensors
+OWN = "#own"  # marks a state that has another shape than its parameter, so that it cannot be cut as that is
 
 
 @dataclass(frozen=True)
@@ -106,10 +109,13 @@ def save_pieces(folder: Path, of: str, ranks: Ranks, held: Sequence[Held], optim
     for part in held:
         places[part.name] = json.dumps(astuple(part.piece))
         state = optimizer.state.get(part.tensor, {}) if optimizer else {}
-        for key, value in {WEIGHT: part.tensor, **state}.items():
+        for key, value in {WEIGHT: part.tensor, **as_tensors(state)}.items():
             value = value.detach()
-            numbers = value if value.ndim == 0 else value.flatten()[: part.piece.numel]
-            tensors[f"{part.name}/{key}"] = numbers.to("cpu", copy=True).contiguous()
+            if value.ndim and value.shape == part.tensor.shape:
+                value = value.flatten()[: part.piece.numel]
+            elif value.ndim:
+                key += OWN
+            tensors[f"{part.name}/{key}"] = value.to("cpu", copy=True).contiguous()
     name = f"{of}-{ranks.rank}.safetensors"
     save_file(tensors, folder / name, metadata=places)
     return name
@@ -161,10 +167,18 @@ class Pieces:
         return whole
 
     def part(self, name: str, key: str, wanted: Piece) -> Tensor:
-        """Some numbers of a parameter or of its state, 1-D; a count of steps as it is."""
+        """Some numbers of a parameter or of its state, 1-D; a count of steps as it is.
+
+        Raises Refused where a state that cannot be cut is wanted by another split.
+        """
         for piece, file in self.index[name]:
             if piece == wanted:
                 return file.get_tensor(f"{name}/{key}").clone()
+        if key.endswith(OWN):
+            raise Refused(
+                f"what the optimizer keeps for {name} ({key.removesuffix(OWN)}) belongs to the split that it was saved "
+                f"with. Go on with that run's number of ranks and settings of the plugin."
+            )
         whole = self.whole(name, key)
         return whole if whole.ndim == 0 else wanted.cut(whole)
 
@@ -180,13 +194,13 @@ def load_pieces(pieces: Pieces, held: Sequence[Held], optimizer: Optimizer | Non
         state: dict[str, Tensor] = {}
         for key in pieces.states(part.name):
             value = pieces.part(part.name, key, part.piece)
-            if value.ndim == 0:
-                state[key] = value
+            if value.ndim == 0 or key.endswith(OWN):
+                state[key.removesuffix(OWN)] = value.to(part.tensor.device)
             else:
                 state[key] = torch.zeros_like(part.tensor, dtype=value.dtype)
                 state[key].view(-1)[: part.piece.numel].copy_(value)
         if state:
-            optimizer.state[part.tensor] = state
+            optimizer.state[part.tensor] = as_state(state)
 
 
 @torch.no_grad()
