@@ -179,6 +179,7 @@ class Hybrid(Plugin):
         else:
             optimizer.mixed_precision_mixin = self.loss_scale
         optimizer._compute_grad_norm = lambda **_: 0.0  # of use for its own clipping alone
+        self._tell_split()
 
     @override
     def hold_reference(self, build: Builder) -> None:
@@ -289,6 +290,20 @@ class Hybrid(Plugin):
             if part := parts.get(name):
                 part.tensor.data.view(-1)[: part.piece.numel].copy_(part.piece.cut(whole))
         return wrapper, built[0].finish_logits
+
+    def _tell_split(self) -> None:
+        """ColossalAI's distributed optimizers ask what they update how it is split; float32 copies do not say it."""
+        from colossalai.interface.optimizer import DistributedOptim
+
+        optimizer, weights = self.optimizer.optim, self.optimizer.get_master_to_working_map() or {}
+        if not isinstance(optimizer, DistributedOptim):
+            return
+        for group in optimizer.param_groups:
+            for master in group["params"]:
+                if (layout := getattr(weights.get(id(master)), "dist_layout", None)) is not None:
+                    master.dist_layout = layout
+        ranges = self.config.zero_stage > 0 and self.split.dp_size > 1
+        optimizer.setup_distributed(self.split.tp_group, self.split.dp_group, weights if ranges else {}, is_zero=ranges)
 
     def _updated(self) -> list[Held]:
         """What this rank's optimizer updates: the weights, or float32 copies of them or of a range of them."""
