@@ -16,6 +16,8 @@ from orpo_exp.schema import setting
 class AdamW(OptimizerFactory):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101), in torch's fused form."""
 
+    elementwise = True
+
     @dataclass
     class Config(OptimizerConfig):
         """beta1, beta2: decay of the running means of gradient and squared gradient; eps: floor of the divisor."""

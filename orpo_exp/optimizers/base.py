@@ -9,7 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from orpo_exp.registry import Registry
-from orpo_exp.schema import Settings, check_steps, in_steps, setting
+from orpo_exp.schema import ConfigError, Settings, check_steps, in_steps, setting
 
 
 @dataclass
@@ -27,14 +27,46 @@ class OptimizerConfig(Settings):
 class OptimizerFactory(ABC):
     """Makes a torch optimizer for a model's parameters.
 
-    elementwise: whether each number is updated by its own gradient and state alone, so that parameters may be cut.
+    elementwise: each number's update depends on its gradient and its own state alone, whatever else is there.
+    distributed: where the parameters are cut, ColossalAI puts a form of it in its place that makes the same update.
+    whole_because: for one that is neither, why it must have every parameter whole.
+    needs_gpu: it updates only what lies on a GPU.
+    in_chunks: it is one of those that ColossalAI's Gemini takes.
     """
 
     Config: ClassVar[type[OptimizerConfig]] = OptimizerConfig
-    elementwise: ClassVar[bool] = True
+    elementwise: ClassVar[bool] = False
+    distributed: ClassVar[bool] = False
+    whole_because: ClassVar[str] = "it does not declare that each number is updated by itself"
+    needs_gpu: ClassVar[bool] = False
+    in_chunks: ClassVar[bool] = False
 
     def __init__(self, config: OptimizerConfig) -> None:
+        """Raises ConfigError where this machine lacks what it runs with."""
         self.config = config
+        if (lacking := self.lacking()) is not None:
+            do = "Provide that, or choose another optimizer, e.g. adamw."
+            raise ConfigError("optimizer", type(self).__name__, f"an optimizer that does not need {lacking}", do)
+
+    @classmethod
+    def lacking(cls) -> str | None:
+        """None, or what it runs with that this machine lacks."""
+        return None
+
+    @classmethod
+    def refuses(cls, cut: bool, offloaded: bool) -> str | None:
+        """None, or the reason why it cannot update parameters that lie like this.
+
+        cut: into ZeRO's flat ranges, or by tensor parallelism into rows and columns. offloaded: into the host's memory
+        from a model on GPUs.
+        """
+        if cut and not (cls.elementwise or cls.distributed):
+            return cls.whole_because
+        if offloaded and cls.needs_gpu:
+            return "it updates only what lies on a GPU"
+        if offloaded and not cls.elementwise:
+            return "its ranks talk of each update by way of the GPUs"
+        return None
 
     @property
     def lr(self) -> float:

@@ -16,6 +16,8 @@ from orpo_exp.schema import setting
 class SGD(OptimizerFactory):
     """Plain gradient descent with optional momentum. A gradient wrong by a factor shows here, where AdamW hides it."""
 
+    elementwise = True
+
     @dataclass
     class Config(OptimizerConfig):
         """lr: as in OptimizerConfig, but for its default; momentum: how much of the last update is kept."""
