@@ -200,7 +200,7 @@ def check_plugin(config: RunConfig, world_size: int | None) -> None:
     else:
         given = getattr(getattr(config, group), name) if name else config.choices.get(group)
     given = given.value if isinstance(given, Enum) else given
-    raise ConfigError(rule.key, given, rule.allowed, rule.do)
+    raise ConfigError(rule.key, given, rule.allowed, rule.advice(facts))
 
 
 def _check_lam_schedule(config: RunConfig, loss: Loss) -> None:

@@ -30,11 +30,11 @@ from orpo_exp.plugins.pieces import (
 from orpo_exp.plugins.precision import Precision
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.rules import Rule, divides
-from orpo_exp.plugins.split import SplitModel, held_parts
+from orpo_exp.plugins.split import SplitModel, sharded
 from orpo_exp.plugins.state import load_own, save_own
-from orpo_exp.plugins.zero import WHOLE_MOVES
+from orpo_exp.plugins.zero import WHOLE_MOVES, cuttable
 from orpo_exp.schema import setting
-from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput
+from orpo_exp.types import Batch, Builder, LossOutput
 
 
 @dataclass
@@ -111,12 +111,7 @@ RULES = (
             )
         ),
     ),
-    Rule(
-        "optimizer",
-        "one that updates each number by itself, for weights or their optimizer's state are cut",
-        "Choose optimizer=adamw or optimizer=sgd.",
-        lambda f: f.optimizer.elementwise or (f.plugin.tp_size == 1 and f.plugin.zero_stage == 0),
-    ),
+    cuttable(lambda f: f.plugin.tp_size > 1 or f.plugin.zero_stage > 0, lambda f: f.plugin.cpu_offload),
     WHOLE_MOVES,
 )
 
@@ -162,7 +157,7 @@ class Hybrid(Plugin):
 
     @override
     def prepare(self, build: Builder, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
-        wrapper, finish_logits = self._sharded(build)
+        wrapper, finish_logits = sharded(build, self.ranks, self.split)
         with unannounced():
             wrapper, optimizer, *_ = self.booster.boost(wrapper, make_optimizer(wrapper.unwrap().parameters()))
         self.adopt(wrapper, optimizer, finish_logits, max_grad_norm)
@@ -183,7 +178,9 @@ class Hybrid(Plugin):
 
     @override
     def hold_reference(self, build: Builder) -> None:
-        self.held = self.models[Which.held] = SplitModel(*self._sharded(build), self.ranks, self.split)
+        self.held = self.models[Which.held] = SplitModel(
+            *sharded(build, self.ranks, self.split), self.ranks, self.split
+        )
         self.held.model.requires_grad_(False)
 
     @override
@@ -251,45 +248,6 @@ class Hybrid(Plugin):
         else:
             deque(weights, maxlen=0)  # sends what the main rank lacks
         self.ranks.barrier()
-
-    def _sharded(self, build: Builder) -> tuple[Any, Callable[[Tensor], Tensor]]:
-        """The model, cut, on this rank's device, and what it does behind its head.
-
-        The main rank alone reads the weights; the others cut an empty model, and each takes its part of every parameter
-        that the main one sends. Without torch's DDP, which would hold the gradients twice: they travel after the last
-        micro-batch.
-        """
-        with colossalai_imported():
-            from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelModule
-
-        built: list[BuiltModel] = []
-        self.ranks.from_main(lambda: built.append(build.whole()))
-        if not built:
-            built.append(build.empty())
-        model, split = built[0].model, self.split
-        sources = {name: parameter.data for name, parameter in model.named_parameters()}  # cutting replaces them
-        wrapper = HybridParallelModule(
-            model,
-            precision=split.precision,
-            shard_config=split.shard_config,
-            dp_group=split.mixed_dp_group,
-            tp_group=split.tp_group,
-            sp_group=split.sp_group,
-            use_ddp=False,
-            ddp_config={},
-            custom_policy=None,
-        )
-        assert len(set(self.ranks.exchange(" ".join(sources)))) == 1, (
-            "an empty model has the parameters of the whole one"
-        )
-        parts = {part.name: part for part in held_parts(wrapper, split)}
-        for name in list(sources):
-            source = sources.pop(name)
-            whole = source.to(self.device) if self.ranks.is_main else torch.empty_like(source, device=self.device)
-            dist.broadcast(whole, 0)
-            if part := parts.get(name):
-                part.tensor.data.view(-1)[: part.piece.numel].copy_(part.piece.cut(whole))
-        return wrapper, built[0].finish_logits
 
     def _tell_split(self) -> None:
         """ColossalAI's distributed optimizers ask what they update how it is split; float32 copies do not say it."""

@@ -49,12 +49,17 @@ class Facts:
 @dataclass(frozen=True)
 class Rule:
     """A combination that a plugin wants. key: of the setting that is to blame where it is not kept. allowed, do: for
-    people, as in ConfigError."""
+    people, as in ConfigError. why: the reason in this case, where it is not the same in all."""
 
     key: str
     allowed: str
     do: str
     kept: Callable[[Facts], bool]
+    why: Callable[[Facts], str] | None = None
+
+    def advice(self, facts: Facts) -> str:
+        """What to do, and why in this case."""
+        return self.do if self.why is None else f"{self.do} Here {self.why(facts)}."
 
 
 def divides(divisor: int, number: int | None) -> bool:

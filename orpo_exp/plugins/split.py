@@ -13,12 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from orpo_exp.plugins.colossal import colossalai_imported
 from orpo_exp.plugins.pieces import Held, Piece, gathered, save_config
 from orpo_exp.plugins.pipeline import ragged_schedule, run_pipeline
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.split_vocabulary import SplitVocabulary
 from orpo_exp.scoring import WHOLE, Vocabulary, by_span, captured_hidden, pair_logps
-from orpo_exp.types import Batch, PairLogps
+from orpo_exp.types import Batch, Builder, BuiltModel, PairLogps
 
 Finish = Callable[[Tensor], Tensor]
 
@@ -172,6 +173,44 @@ class SplitModel:
             source = dist.get_process_group_ranks(self.where.pipeline_group)[-1]
             dist.broadcast(numbers, source, group=self.where.pipeline_group)
         return numbers
+
+
+def sharded(build: Builder, ranks: Ranks, split: Any) -> tuple[Any, Finish]:
+    """The model, cut, on this rank's device, and what it does behind its head.
+
+    The main rank alone reads the weights; the others cut an empty model, and each takes its part of every parameter
+    that the main one sends. Without torch's DDP, which would hold the gradients twice: they travel after the last
+    micro-batch.
+    """
+    with colossalai_imported():
+        from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelModule
+
+    built: list[BuiltModel] = []
+    ranks.from_main(lambda: built.append(build.whole()))
+    if not built:
+        built.append(build.empty())
+    model = built[0].model
+    sources = {name: parameter.data for name, parameter in model.named_parameters()}  # cutting replaces them
+    wrapper = HybridParallelModule(
+        model,
+        precision=split.precision,
+        shard_config=split.shard_config,
+        dp_group=split.mixed_dp_group,
+        tp_group=split.tp_group,
+        sp_group=split.sp_group,
+        use_ddp=False,
+        ddp_config={},
+        custom_policy=None,
+    )
+    assert len(set(ranks.exchange(" ".join(sources)))) == 1, "an empty model has the parameters of the whole one"
+    parts = {part.name: part for part in held_parts(wrapper, split)}
+    for name in list(sources):
+        source = sources.pop(name)
+        whole = source.to(ranks.device) if ranks.is_main else torch.empty_like(source, device=ranks.device)
+        dist.broadcast(whole, 0)
+        if part := parts.get(name):
+            part.tensor.data.view(-1)[: part.piece.numel].copy_(part.piece.cut(whole))
+    return wrapper, built[0].finish_logits
 
 
 def held_parts(wrapper: Any, split: Any) -> list[Held]:

@@ -19,19 +19,28 @@ from orpo_exp.plugins.colossal import colossalai_imported
 from orpo_exp.plugins.pieces import HELD, POLICY, Held, Pieces, load_pieces, master_parts, save_pieces
 from orpo_exp.plugins.precision import Precision
 from orpo_exp.plugins.processes import Place
-from orpo_exp.plugins.rules import Rule
+from orpo_exp.plugins.rules import Facts, Rule
 from orpo_exp.plugins.state import load_own, save_own
 from orpo_exp.plugins.whole import WholeModel, accumulate, built_once
 from orpo_exp.schema import setting
 from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput
 
-# Its optimizer updates a range of a flattened parameter: each number must be updated by itself.
-ELEMENTWISE = Rule(
-    "optimizer",
-    "one that updates each number by itself, for its state is split among the ranks",
-    "Choose optimizer=adamw or optimizer=sgd.",
-    lambda facts: facts.optimizer.elementwise,
-)
+
+def cuttable(cut: Callable[[Facts], bool], offloaded: Callable[[Facts], bool]) -> Rule:
+    """The rule that the optimizer can update parameters that lie cut, or in the host's memory, where they do."""
+
+    def reason(facts: Facts) -> str | None:
+        return facts.optimizer.refuses(cut(facts), offloaded(facts))
+
+    return Rule(
+        "optimizer",
+        "where parameters or their optimizer's state are cut, one that can do with a part of them",
+        "Choose optimizer=adamw, say, or plugin=ddp.",
+        lambda facts: reason(facts) is None,
+        lambda facts: str(reason(facts)),
+    )
+
+
 # The held model has weights of the policy's type, which small moves would leave where they are.
 WHOLE_MOVES = Rule(
     "reference.mix",
@@ -57,7 +66,7 @@ class Zero(Plugin):
     Config = ZeroConfig
     config: ZeroConfig
     precisions = frozenset(Precision)
-    rules = (ELEMENTWISE, WHOLE_MOVES)
+    rules = (cuttable(lambda _: True, lambda _: False), WHOLE_MOVES)
     checkpoint_form = "pieces"
     stage: ClassVar[int]
     offload: ClassVar[bool] = False
@@ -178,3 +187,4 @@ class Zero2Offload(Zero2):
     """As zero2, with the optimizer's state, its float32 weights and its update in the host's memory."""
 
     offload = True
+    rules = (cuttable(lambda _: True, lambda _: True), WHOLE_MOVES)
