@@ -11,13 +11,14 @@ from support import random_pairs
 from torch import Tensor
 
 from orpo_exp.layouts.padded import Padded
-from orpo_exp.optimizers import OPTIMIZERS, OptimizerFactory
+from orpo_exp.optimizers import OPTIMIZERS
+from orpo_exp.optimizers.base import OptimizerFactory
 from orpo_exp.optimizers.lamb import Lamb
 from orpo_exp.plugins import Place, Plugin, PluginConfig
 from orpo_exp.plugins.hybrid import Hybrid
 from orpo_exp.plugins.precision import Precision
 from orpo_exp.plugins.zero import Zero2
-from orpo_exp.types import Batch, BuiltModel, LossOutput, PairLogps
+from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput, PairLogps
 
 VOCABULARY = 21  # is padded where two ranks share it
 OTHER_SETTINGS = {"galore": {"rank": 4, "update_proj_gap": 4}, "sgd": {"momentum": 0.9}}
@@ -42,7 +43,7 @@ def every_optimizer() -> dict[str, OptimizerFactory]:
     return made
 
 
-def build() -> BuiltModel:
+def built() -> BuiltModel:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -50,6 +51,9 @@ def build() -> BuiltModel:
     return BuiltModel(
         LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, tie_word_embeddings=True, **sizes)), lambda logits: logits
     )
+
+
+build = Builder(whole=built, empty=built)
 
 
 def batches(replica: int, replicas: int) -> list[Batch]:
@@ -106,7 +110,7 @@ def lamb_asks_copies_how_they_are_split(place: Place) -> None:
     plugin.prepare(build, Lamb(Lamb.Config(lr=1e-2)).make, None)
     gradients: dict[str, Tensor] = {}
     before = {name: weight.bfloat16().float() for name, weight in build().model.named_parameters()}
-    for held in plugin.policy.held():
+    for held in plugin.policy.held:
         # rows grow, so that the ranks' blocks have other norms than one another
         gradients[held.name] = torch.linspace(0.1, 1, before[held.name].numel()).view_as(before[held.name]).bfloat16()
         held.tensor.grad = torch.zeros_like(held.tensor)

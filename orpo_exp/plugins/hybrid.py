@@ -234,9 +234,9 @@ class Hybrid(Plugin):
     @override
     def save(self, folder: Path, held: bool) -> list[str]:
         files = [save_own(folder, self.ranks, self.loss_scale)]
-        files.append(save_pieces(folder, POLICY, self.ranks, self._updated(), self.optimizer.optim))
+        files.append(save_pieces(folder, POLICY, self.ranks.rank, self._updated(), self.optimizer.optim))
         if held:
-            files.append(save_pieces(folder, HELD, self.ranks, self.held.held, None))
+            files.append(save_pieces(folder, HELD, self.ranks.rank, self.held.held, None))
         return files
 
     @override

@@ -100,7 +100,7 @@ def master_parts(held: Sequence[Held], masters: Mapping[int, Tensor], rank: int)
     return parts
 
 
-def save_pieces(folder: Path, of: str, ranks: Ranks, held: Sequence[Held], optimizer: Optimizer | None) -> str:
+def save_pieces(folder: Path, of: str, rank: int, held: Sequence[Held], optimizer: Optimizer | None) -> str:
     """Write this rank's parameters of the model `of` and their optimizer states; the file's name."""
     from safetensors.torch import save_file
 
@@ -116,7 +116,7 @@ def save_pieces(folder: Path, of: str, ranks: Ranks, held: Sequence[Held], optim
             elif value.ndim:
                 key += OWN
             tensors[f"{part.name}/{key}"] = value.to("cpu", copy=True).contiguous()
-    name = f"{of}-{ranks.rank}.safetensors"
+    name = f"{of}-{rank}.safetensors"
     save_file(tensors, folder / name, metadata=places)
     return name
 

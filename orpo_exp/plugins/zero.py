@@ -147,9 +147,9 @@ class Zero(Plugin):
     @override
     def save(self, folder: Path, held: bool) -> list[str]:
         files = [save_own(folder, self.ranks, self.loss_scale)]
-        files.append(save_pieces(folder, POLICY, self.ranks, self._held_pieces(), self.optimizer.optim))
+        files.append(save_pieces(folder, POLICY, self.ranks.rank, self._held_pieces(), self.optimizer.optim))
         if held and self.ranks.is_main:
-            files.append(save_pieces(folder, HELD, self.ranks, self.held.held, None))
+            files.append(save_pieces(folder, HELD, self.ranks.rank, self.held.held, None))
         return files
 
     @override

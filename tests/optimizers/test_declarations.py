@@ -5,7 +5,7 @@ import torch
 from optimizer_curves import every_optimizer
 from torch import Tensor, nn
 
-from orpo_exp.optimizers import OptimizerFactory
+from orpo_exp.optimizers.base import OptimizerFactory
 from orpo_exp.optimizers.came import CAME
 from orpo_exp.optimizers.cpu_adam import CPUAdam
 from orpo_exp.optimizers.fused_adam import FusedAdam

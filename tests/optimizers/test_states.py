@@ -86,7 +86,7 @@ def test_pieces_hold_means_of_rows_and_columns(tmp_path):
         return [Held(name, Piece.whole(p.shape), p) for name, p in zip(weights, updated, strict=True)]
 
     stepped(optimizer, [part.tensor for part in held(optimizer)], 2)
-    save_pieces(tmp_path / "all-0.safetensors", held(optimizer), optimizer)
+    save_pieces(tmp_path, "all", 0, held(optimizer), optimizer)
     again = Adafactor(Adafactor.Config(lr=0.1)).make([nn.Parameter(torch.zeros(w.shape)) for w in weights.values()])
     load_pieces(Pieces(tmp_path, "all"), held(again), again)
     for ours, theirs in zip(held(again), held(optimizer), strict=True):
