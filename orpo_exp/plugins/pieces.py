@@ -5,6 +5,7 @@ and by one process alone.
 """
 
 import copy
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass
@@ -229,6 +230,15 @@ def gathered(ranks: Ranks, held: Sequence[Held]) -> Iterator[tuple[str, Tensor]]
                 piece.put(whole, numbers.cpu())
         if whole is not None:
             yield name, whole
+
+
+def digest(ranks: Ranks, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hexadecimal hash, on every rank, of what `gathered` gives."""
+    hashed = hashlib.sha256()
+    for name, whole in tensors:
+        hashed.update(name.encode())
+        hashed.update(whole.contiguous().view(torch.uint8).numpy().tobytes())
+    return ranks.exchange(hashed.hexdigest())[0]
 
 
 def save_config(model: Any, folder: Path) -> None:

@@ -1,6 +1,5 @@
 """A causal LM that is split over the ranks of its replica: by columns and rows of its matrices, by stages."""
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +13,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from orpo_exp.plugins.colossal import colossalai_imported
-from orpo_exp.plugins.pieces import Held, Piece, gathered, save_config
+from orpo_exp.plugins.greedy import greedy
+from orpo_exp.plugins.pieces import Held, Piece, digest, gathered, save_config
 from orpo_exp.plugins.pipeline import ragged_schedule, run_pipeline
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.split_vocabulary import SplitVocabulary
+from orpo_exp.plugins.whole import read_by_main
 from orpo_exp.scoring import WHOLE, Vocabulary, by_span, captured_hidden, pair_logps
-from orpo_exp.types import Batch, Builder, BuiltModel, PairLogps
+from orpo_exp.types import Batch, Builder, PairLogps
 
 Finish = Callable[[Tensor], Tensor]
 
@@ -121,27 +122,22 @@ class SplitModel:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[Tensor], max_new_tokens: int, eos: int) -> list[list[int]]:
-        """Greedy continuations, every text whole through all stages for every token: these are few."""
+        """Greedy continuations, from whole passes through all stages."""
         self.model.eval()
-        texts = [prompt.long() for prompt in prompts]
-        answers: list[list[int]] = [[] for _ in prompts]
-        going = list(range(len(prompts)))
-        for _ in range(max_new_tokens):
-            found = torch.zeros(len(going), dtype=torch.int64, device=self.device)
+
+        def following(texts: Sequence[Tensor]) -> list[int]:
+            found = torch.zeros(len(texts), dtype=torch.int64, device=self.device)
 
             def note(number: int, hidden: Tensor) -> Tensor:
                 logits = self.finish_logits(self.head(hidden[:, -1])).float()
-                found[number] = self.vocabulary.largest(logits)[0]  # noqa: B023 (called within this turn)
+                found[number] = self.vocabulary.largest(logits)[0]
                 return logits.new_zeros(())
 
-            self.passes([{"input_ids": texts[i][None]} for i in going], note)
-            for i, token in zip(going, self._from_last(found).tolist(), strict=True):
-                answers[i].append(token)
-                texts[i] = torch.cat([texts[i], torch.tensor([token])])
-            going = [i for i in going if answers[i][-1] != eos]
-            if not going:
-                break
-        return [answer[:-1] if answer[-1:] == [eos] else answer for answer in answers]
+            self.passes([{"input_ids": text[None]} for text in texts], note)
+            tokens: list[int] = self._from_last(found).tolist()
+            return tokens
+
+        return greedy(prompts, max_new_tokens, eos, following)
 
     @torch.no_grad()
     def move_towards(self, other: "SplitModel", mix: float) -> None:
@@ -151,11 +147,7 @@ class SplitModel:
 
     def digest(self) -> str:
         """A hexadecimal hash of the whole weights, however they are split."""
-        digest = hashlib.sha256()
-        for name, whole in gathered(self.ranks, self.held):
-            digest.update(name.encode())
-            digest.update(whole.contiguous().view(torch.uint8).numpy().tobytes())
-        return self.ranks.exchange(digest.hexdigest())[0]
+        return digest(self.ranks, gathered(self.ranks, self.held))
 
     def save_config(self, folder: Path) -> None:
         """Write config.json in Hugging Face's form."""
@@ -185,11 +177,8 @@ def sharded(build: Builder, ranks: Ranks, split: Any) -> tuple[Any, Finish]:
     with colossalai_imported():
         from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelModule
 
-    built: list[BuiltModel] = []
-    ranks.from_main(lambda: built.append(build.whole()))
-    if not built:
-        built.append(build.empty())
-    model = built[0].model
+    built = read_by_main(build, ranks)
+    model = built.model
     sources = {name: parameter.data for name, parameter in model.named_parameters()}  # cutting replaces them
     wrapper = HybridParallelModule(
         model,
@@ -202,7 +191,6 @@ def sharded(build: Builder, ranks: Ranks, split: Any) -> tuple[Any, Finish]:
         ddp_config={},
         custom_policy=None,
     )
-    assert len(set(ranks.exchange(" ".join(sources)))) == 1, "an empty model has the parameters of the whole one"
     parts = {part.name: part for part in held_parts(wrapper, split)}
     for name in list(sources):
         source = sources.pop(name)
@@ -210,7 +198,7 @@ def sharded(build: Builder, ranks: Ranks, split: Any) -> tuple[Any, Finish]:
         dist.broadcast(whole, 0)
         if part := parts.get(name):
             part.tensor.data.view(-1)[: part.piece.numel].copy_(part.piece.cut(whole))
-    return wrapper, built[0].finish_logits
+    return wrapper, built.finish_logits
 
 
 def held_parts(wrapper: Any, split: Any) -> list[Held]:

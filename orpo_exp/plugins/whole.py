@@ -115,21 +115,27 @@ class WholeModel:
         return autocast(self.device, self.dtype)
 
 
+def read_by_main(build: Builder, ranks: Ranks) -> BuiltModel:
+    """The model on the CPU: with its weights on the main rank, empty on the others. What the main rank refuses is
+    raised on all."""
+    read: list[BuiltModel] = []
+    ranks.from_main(lambda: read.append(build.whole()))
+    built = read[0] if read else build.empty()
+    names = [name for of in (built.model.named_parameters(), built.model.named_buffers()) for name, _ in of]
+    assert len(set(ranks.exchange(" ".join(names)))) == 1, "an empty model has the tensors of the whole one"
+    return built
+
+
 def built_once(build: Builder, ranks: Ranks, dtype: torch.dtype | None = None) -> BuiltModel:
     """The model on this rank's device, its weights read by the main rank alone and sent to the others.
 
-    dtype: what weights are brought to; None: they keep theirs. What the main rank refuses is raised on all.
+    dtype: what weights are brought to; None: they keep theirs.
     """
-    built: list[BuiltModel] = []
-    ranks.from_main(lambda: built.append(build.whole()))
-    if not built:
-        built.append(build.empty())
-    model = built[0].model.to(ranks.device, dtype)
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    assert len(set(ranks.exchange(" ".join(tensors)))) == 1, "an empty model has the tensors of the whole one"
-    for tensor in tensors.values():
+    built = read_by_main(build, ranks)
+    model = built.model.to(ranks.device, dtype)
+    for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.data, 0)
-    return built[0]
+    return built
 
 
 def accumulate(
