@@ -196,6 +196,7 @@ def load_pieces(pieces: Pieces, held: Sequence[Held], optimizer: Optimizer | Non
         for key in pieces.states(part.name):
             value = pieces.part(part.name, key, part.piece)
             if value.ndim == 0 or key.endswith(OWN):
+                # a count of steps lies where torch's fused optimizers want it
                 state[key.removesuffix(OWN)] = value.to(part.tensor.device)
             else:
                 state[key] = torch.zeros_like(part.tensor, dtype=value.dtype)
@@ -221,7 +222,7 @@ def gathered(ranks: Ranks, held: Sequence[Held]) -> Iterator[tuple[str, Tensor]]
             if rank == ranks.rank:
                 numbers = own[name].tensor.detach().flatten()[: piece.numel]
                 if not ranks.is_main:
-                    dist.send(numbers.contiguous(), 0)
+                    dist.send(numbers.to(ranks.device).contiguous(), 0)  # it may lie in the host's memory
             elif ranks.is_main:
                 numbers = torch.empty(piece.numel, dtype=held[0].tensor.dtype, device=ranks.device)
                 dist.recv(numbers, rank)
