@@ -31,8 +31,9 @@ def colossalai_imported() -> Iterator[None]:
 
 @contextmanager
 def unannounced() -> Iterator[None]:
-    """Without the warnings of torch about functions that ColossalAI calls by their former names."""
+    """Without the warnings of torch about functions and classes that ColossalAI calls by their former names."""
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        warnings.filterwarnings("ignore", "TypedStorage")
         yield
 
 
@@ -91,3 +92,15 @@ def _complete_zero() -> None:
     from colossalai.zero.low_level import LowLevelZeroOptimizer
 
     LowLevelZeroOptimizer._sanity_checks = lambda self: None
+
+
+def complete_gemini(*optimizers: type) -> None:
+    """Its chunks are hashed by their addresses, so that another process would offload others of them; its optimizer
+    takes but classes that it knows, though nothing except `step(div_scale)` is asked of them; its model fails in its
+    destructor when the interpreter ends (all in zero/gemini/)."""
+    from colossalai.zero.gemini import GeminiDDP, gemini_optimizer
+    from colossalai.zero.gemini.chunk import Chunk
+
+    Chunk.__hash__ = lambda chunk: chunk.count_id
+    gemini_optimizer._AVAIL_OPTIM_LIST.update(optimizers)
+    GeminiDDP.__del__ = lambda model: None

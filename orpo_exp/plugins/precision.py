@@ -1,11 +1,12 @@
 """The types that numbers are computed in, and the scale that keeps float16's gradients in its range."""
 
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 # How often in a row a gradient may overflow before it counts as what it is.
 MOST_OVERFLOWS = 20
@@ -41,6 +42,19 @@ class Precision(Enum):
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
     """The context in which products are computed in `dtype` while weights stay what they are."""
     return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+@contextmanager
+def buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Inside, a model may be cast as a whole: afterwards its buffers have their former numbers and types.
+
+    Rotary embeddings keep frequencies there. With 8 bits of mantissa their products with positions would be off by
+    radians after a thousand tokens.
+    """
+    kept = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
+    yield
+    for name, buffer in model.named_buffers():
+        buffer.data = kept[name].to(buffer.device)
 
 
 class LossScale:
