@@ -31,7 +31,6 @@ class OptimizerFactory(ABC):
     distributed: where the parameters are cut, ColossalAI puts a form of it in its place that makes the same update.
     whole_because: for one that is neither, why it must have every parameter whole.
     needs_gpu: it updates only what lies on a GPU.
-    in_chunks: it is one of those that ColossalAI's Gemini takes.
     """
 
     Config: ClassVar[type[OptimizerConfig]] = OptimizerConfig
@@ -39,7 +38,6 @@ class OptimizerFactory(ABC):
     distributed: ClassVar[bool] = False
     whole_because: ClassVar[str] = "it does not declare that each number is updated by itself"
     needs_gpu: ClassVar[bool] = False
-    in_chunks: ClassVar[bool] = False
 
     def __init__(self, config: OptimizerConfig) -> None:
         """Raises ConfigError where this machine lacks what it runs with."""

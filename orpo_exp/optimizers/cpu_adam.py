@@ -15,8 +15,6 @@ from orpo_exp.optimizers.kernels import lacking_compiler, loading_kernels, resum
 class CPUAdam(AdamW):
     """AdamW by ColossalAI's kernel for CPUs, made for parameters that are kept in the host's memory."""
 
-    in_chunks = True
-
     @classmethod
     @override
     def lacking(cls) -> str | None:

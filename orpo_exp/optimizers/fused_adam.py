@@ -17,7 +17,6 @@ class FusedAdam(AdamW):
     """AdamW by ColossalAI's kernel for GPUs, which updates many parameters in one call."""
 
     needs_gpu = True
-    in_chunks = True
 
     @classmethod
     @override

@@ -16,8 +16,6 @@ from orpo_exp.optimizers.kernels import lacking_compiler, lacking_cuda, loading_
 class HybridAdam(AdamW):
     """AdamW by ColossalAI's kernels: each parameter is updated where it lies, on the CPU or on a GPU."""
 
-    in_chunks = True
-
     @classmethod
     @override
     def lacking(cls) -> str | None:

@@ -27,7 +27,7 @@ from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.rules import Rule
 from orpo_exp.plugins.state import load_own, save_own
 from orpo_exp.plugins.whole import read_by_main
-from orpo_exp.plugins.zero import ELEMENTWISE, WHOLE_MOVES
+from orpo_exp.plugins.zero import WHOLE_MOVES
 from orpo_exp.schema import ConfigError, setting
 from orpo_exp.types import Batch, Builder, LossOutput
 
@@ -81,7 +81,12 @@ RULES = (
         "Set plugin.shard_param_frac=1 and plugin.offload_optim_frac=1.",
         lambda f: f.plugin.offload_param_frac == 0 or f.plugin.shard_param_frac == f.plugin.offload_optim_frac == 1,
     ),
-    ELEMENTWISE,
+    Rule(
+        "optimizer",
+        "one that updates each number by itself, for chunks cut through parameters",
+        "Choose optimizer=adamw or optimizer=hybrid_adam.",
+        lambda f: f.optimizer.elementwise,
+    ),
     WHOLE_MOVES,
 )
 
@@ -199,9 +204,9 @@ class Gemini(Plugin):
     @override
     def save(self, folder: Path, held: bool) -> list[str]:
         files = [save_own(folder, self.ranks, self.loss_scale)]
-        files.append(save_pieces(folder, POLICY, self.ranks, self._updated(), self.optimizer.optim))
+        files.append(save_pieces(folder, POLICY, self.ranks.rank, self._updated(), self.optimizer.optim))
         if held:
-            files.append(save_pieces(folder, HELD, self.ranks, self.held.held(), None))
+            files.append(save_pieces(folder, HELD, self.ranks.rank, self.held.held(), None))
         return files
 
     @override
