@@ -63,8 +63,10 @@ def weights(checkpoint: Path) -> Iterator[tuple[str, Tensor]]:
     """Every whole parameter, one at a time."""
     if (whole := checkpoint / WHOLE).is_file():
         with safe_open(whole, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 (a safetensors file cannot be iterated over)
-                yield name, file.get_tensor(name)
+            # of tied weights one name is there, perhaps not the one that transformers looks for
+            others = {other: name for other, name in (file.metadata() or {}).items() if other != "format"}
+            for name, kept in ({name: name for name in file.keys()} | others).items():  # noqa: SIM118
+                yield name, file.get_tensor(kept).clone()
         return
     pieces = Pieces(checkpoint, POLICY)
     for name in sorted(pieces.index):

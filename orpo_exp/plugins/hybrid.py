@@ -27,7 +27,7 @@ from orpo_exp.plugins.pieces import (
     save_pieces,
     write_model,
 )
-from orpo_exp.plugins.precision import Precision
+from orpo_exp.plugins.precision import Precision, squares
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.rules import Rule, divides
 from orpo_exp.plugins.split import SplitModel, sharded
@@ -221,10 +221,9 @@ class Hybrid(Plugin):
         if self.loss_scale.judge(norm, self.max_grad_norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-                if (
-                    self.config.zero_stage == 0 and not self.config.precision.weights
-                ):  # ColossalAI leaves them as they are
-                    for parameter in group["params"]:
+            if self.optimizer.get_working_to_master_map() is None:  # then ColossalAI leaves gradients as they are
+                for parameter in self.policy.model.parameters():
+                    if parameter.grad is not None:
                         parameter.grad.div_(self.loss_scale.get_grad_div_scale())
             with unannounced():
                 self.optimizer.step()
@@ -277,12 +276,13 @@ class Hybrid(Plugin):
         from colossalai.tensor.d_tensor import is_distributed_tensor
 
         tied = {id(of): len(stages) for stages in self.wrapper.shared_params for of in stages.values()}
-        total = 0.0
+        parts = []
         for parameter in self.policy.model.parameters():
             grad = parameter.grad
             if self.config.zero_stage:
                 grad = self.optimizer.get_working_grad_by_param_id(id(parameter))
             if grad is not None:
                 copies = 1 if is_distributed_tensor(parameter) else dist.get_world_size(self.split.tp_group)
-                total += float(grad.double().square().sum()) / copies / tied.get(id(parameter), 1)
-        return total if self.config.zero_stage else total / dist.get_world_size(self.split.mixed_dp_group)
+                parts.append((grad, copies * tied.get(id(parameter), 1)))
+        replicas = 1 if self.config.zero_stage else dist.get_world_size(self.split.mixed_dp_group)
+        return squares(parts) / replicas

@@ -246,6 +246,8 @@ def save_config(model: Any, folder: Path) -> None:
     """Write a causal LM's config.json, and its generation settings, as `save_pretrained` does beside the weights."""
     config = copy.deepcopy(model.config)
     config.architectures, config.torch_dtype = [type(model).__name__], model.dtype
+    if getattr(config, "_attn_implementation_autoset", False):  # or it would be loaded with the eager kernel
+        config._attn_implementation_autoset = False
     config.save_pretrained(folder)
     if model.can_generate():
         model.generation_config.save_pretrained(folder)

@@ -1,7 +1,7 @@
 """The types that numbers are computed in, and the scale that keeps float16's gradients in its range."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from enum import Enum
 
@@ -55,6 +55,23 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
     yield
     for name, buffer in model.named_buffers():
         buffer.data = kept[name].to(buffer.device)
+
+
+def squares(parts: Iterable[tuple[Tensor, int]]) -> float:
+    """The sum of all squares, in float64; each tensor comes with the number of ranks that have it, by which its part is
+    divided. The device is waited for once."""
+    sums = [torch.linalg.vector_norm(of, dtype=torch.float64).square() / copies for of, copies in parts]
+    return float(torch.stack(sums).sum()) if sums else 0.0
+
+
+@contextmanager
+def products_as_before() -> Iterator[None]:
+    """Put back afterwards how torch computes products of float32, which tf32 changes."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 class LossScale:

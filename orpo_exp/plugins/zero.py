@@ -17,7 +17,7 @@ from typing_extensions import override
 from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.colossal import colossalai_imported
 from orpo_exp.plugins.pieces import HELD, POLICY, Held, Pieces, load_pieces, master_parts, save_pieces
-from orpo_exp.plugins.precision import Precision
+from orpo_exp.plugins.precision import Precision, squares
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.rules import Facts, Rule
 from orpo_exp.plugins.state import load_own, save_own
@@ -135,8 +135,7 @@ class Zero(Plugin):
 
     @override
     def step(self, lr: float) -> float | None:
-        squares = sum(float(grad.double().square().sum()) for grad in self._gradients())
-        norm = math.sqrt(self.ranks.total(squares)) / self.loss_scale.scale
+        norm = math.sqrt(self.ranks.total(squares((grad, 1) for grad in self._gradients()))) / self.loss_scale.scale
         if self.loss_scale.judge(norm, self.max_grad_norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
