@@ -187,6 +187,7 @@ def check_plugin(config: RunConfig, world_size: int | None) -> None:
     facts = Facts(
         plugin=config.plugin,
         reference=config.reference,
+        model_settings=config.model,
         optimizer=OPTIMIZERS.of(config.optimizer),
         read_model=MODELS.build(config.model).facts,
         world_size=world_size,

@@ -81,8 +81,16 @@ class Scratch(ModelSource):
     @override
     def facts(self) -> Mapping[str, Any]:
         c = self.config
-        return {"model_type": c.arch, "num_key_value_heads": c.num_key_value_heads} | {
-            name: getattr(c, name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        own_vocabulary = BYTES_VOCABULARY if c.tokenizer == "bytes" else None
+        return {
+            "model_type": c.arch,
+            "hidden_size": c.hidden_size,
+            "intermediate_size": c.intermediate_size or 4 * c.hidden_size,
+            "num_hidden_layers": c.num_hidden_layers,
+            "num_attention_heads": c.num_attention_heads,
+            "num_key_value_heads": c.num_key_value_heads,
+            "vocab_size": c.vocab_size or own_vocabulary,
+            "tie_word_embeddings": c.tie_word_embeddings,
         }
 
     @override

@@ -84,6 +84,8 @@ def _complete_cpu_accelerator() -> None:
 
     if type(get_accelerator()).__name__ != CompletedCpuAccelerator.__name__:
         set_accelerator(CompletedCpuAccelerator())
+    # stages of GPT-J and OPT choose a CUDA device, wherever they are (shardformer/modeling/gptj.py, opt.py)
+    torch.cuda.set_device = lambda device: None
 
 
 def _complete_zero() -> None:

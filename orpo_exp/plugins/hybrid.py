@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import override
 
+from orpo_exp.plugins.architectures import ARCHITECTURES, LAYERS, not_carried, not_divided, size
 from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.colossal import colossalai_imported, unannounced
 from orpo_exp.plugins.pieces import (
@@ -84,19 +85,24 @@ RULES = (
         lambda f: not f.plugin.cpu_offload or f.plugin.zero_stage > 0,
     ),
     Rule(
+        "model",
+        f"an architecture that ColossalAI cuts: {', '.join(sorted(ARCHITECTURES))}, and of these what it cuts rightly",
+        "Choose plugin=zero2, say.",
+        lambda f: not_carried(f.model, f.model_settings.attention.value, f.plugin.tp_size) is None,
+        lambda f: str(not_carried(f.model, f.model_settings.attention.value, f.plugin.tp_size)),
+    ),
+    Rule(
         "plugin.tp_size",
-        "a divisor of the model's attention heads, and of those of keys and values",
-        "Choose a smaller one.",
-        lambda f: (
-            f.plugin.tp_size == 1
-            or (divides(f.plugin.tp_size, f.heads) and divides(f.plugin.tp_size, f.key_value_heads))
-        ),
+        "a divisor of the model's attention heads, of those of keys and values, and of what else is cut",
+        "Choose another one.",
+        lambda f: not_divided(f.model, f.plugin.tp_size) is None,
+        lambda f: str(not_divided(f.model, f.plugin.tp_size)),
     ),
     Rule(
         "plugin.pp_size",
         "at most the model's layers",
         "Choose fewer stages.",
-        lambda f: f.plugin.pp_size == 1 or f.layers is None or f.plugin.pp_size <= f.layers,
+        lambda f: f.plugin.pp_size <= (size(f.model, LAYERS) or f.plugin.pp_size),
     ),
     Rule(
         "plugin.layers_per_stage",
@@ -107,7 +113,7 @@ RULES = (
             or (
                 len(f.plugin.layers_per_stage) == f.plugin.pp_size
                 and min(f.plugin.layers_per_stage, default=0) > 0
-                and f.layers in (None, sum(f.plugin.layers_per_stage))
+                and size(f.model, LAYERS) in (None, sum(f.plugin.layers_per_stage))
             )
         ),
     ),

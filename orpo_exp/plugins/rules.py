@@ -10,13 +10,14 @@ from typing import Any
 class Facts:
     """What is known of a run before anything is loaded.
 
-    plugin, reference: their settings. optimizer: its class. read_model: the contents of the model's config.json, or
-    what stands for it; perhaps from a hub, and so asked for only where a rule needs it. world_size: ranks; None while
-    it is not known, as when a sweep is submitted.
+    plugin, reference, model_settings: what was chosen. optimizer: its class. read_model: the contents of the model's
+    config.json, or what stands for it; perhaps from a hub, and so asked for only where a rule needs it. world_size:
+    ranks; None while it is not known, as when a sweep is submitted.
     """
 
     plugin: Any
     reference: Any
+    model_settings: Any
     optimizer: Any
     read_model: Callable[[], Mapping[str, Any]]
     world_size: int | None
@@ -25,25 +26,6 @@ class Facts:
     def model(self) -> Mapping[str, Any]:
         """The contents of the model's config.json."""
         return self.read_model()
-
-    def size(self, *names: str) -> int | None:
-        """A number of the model, under whichever name its architecture has for it; None where it has none."""
-        return next((int(self.model[name]) for name in names if self.model.get(name) is not None), None)
-
-    @property
-    def heads(self) -> int | None:
-        """Attention heads."""
-        return self.size("num_attention_heads", "n_head")
-
-    @property
-    def key_value_heads(self) -> int | None:
-        """Heads of keys and values, where there are fewer."""
-        return self.size("num_key_value_heads", "num_kv_heads") or self.heads
-
-    @property
-    def layers(self) -> int | None:
-        """Decoder layers."""
-        return self.size("num_hidden_layers", "n_layer", "num_layers")
 
 
 @dataclass(frozen=True)

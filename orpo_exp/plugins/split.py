@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from orpo_exp.plugins.architectures import ARCHITECTURES
 from orpo_exp.plugins.colossal import colossalai_imported
 from orpo_exp.plugins.greedy import greedy
 from orpo_exp.plugins.pieces import Held, Piece, digest, gathered, save_config
@@ -59,14 +60,16 @@ class SplitModel:
             tensor_group=split.tp_group,
             pipeline_group=split.pp_group,
         )
-        self.scheduler = None
+        self.scheduler, self.wants_mask = None, False
         if manager:
+            self.wants_mask = ARCHITECTURES[self.model.config.model_type].stages_want_mask
             self.scheduler = ragged_schedule()(manager, num_microbatches=1, enable_metadata_cache=False)
         self.held = held_parts(wrapper, split)
         self.vocabulary: Vocabulary = WHOLE
         if self.where.last:
             self.head: nn.Module = self.model.get_output_embeddings()
             if split.tp_size > 1:
+                self.head.gather_output = False  # GPT-J's and Mixtral's policies gather, whatever was asked for
                 self.vocabulary = SplitVocabulary(split.tp_group, self.head.weight.shape[0])
 
     def passes(
@@ -80,7 +83,12 @@ class SplitModel:
         use: called on the ranks of the last stage with the number of a micro-batch and the (sequences, positions,
         hidden) states that go into the head; gives its loss.
         """
-        on_device = [{name: t.to(self.device) for name, t in of.items()} | {"use_cache": False} for of in inputs]
+        on_device: list[dict[str, Any]] = [
+            {name: t.to(self.device) for name, t in of.items()} | {"use_cache": False} for of in inputs
+        ]
+        if self.wants_mask:
+            for of in on_device:
+                of.setdefault("attention_mask", torch.ones_like(of["input_ids"]))
         nothing: list[Tensor] = []
         with captured_hidden(self.head) if self.where.last else nullcontext(nothing) as hidden:
             if self.scheduler is not None:

@@ -1,0 +1,114 @@
+"""Which causal LMs ColossalAI 0.5.0's hybrid parallelism carries, and what it asks of their sizes.
+
+Found by training tiny models of each, with random biases and norms, beside ddp on one process, with transformers
+4.51.3. All is read off config.json; nothing is loaded.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+Config = Mapping[str, Any]  # the contents of a config.json
+
+# The sizes that may have to be divided, under the names that config.json has for them.
+HEADS = ("num_attention_heads", "n_head")
+KEY_VALUE_HEADS = ("num_key_value_heads", "num_kv_heads")
+INNER = ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner")
+EXPERTS = ("num_local_experts",)
+VOCABULARY = ("vocab_size",)
+LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+
+
+@dataclass(frozen=True)
+class Limit:
+    """Models that tensor parallelism does not carry. what, why: for people. holds: whether a config.json is that of
+    such a model."""
+
+    what: str
+    why: str
+    holds: Callable[[Config], bool]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """How far an architecture is carried.
+
+    not_tensor: the models that tensor parallelism does not carry.
+    divided: the sizes that plugin.tp_size must divide. A vocabulary that is not among them is padded where need be.
+    attention: the only kernel that its policy knows, by model.attention's names; None: any.
+    stages_want_mask: whether a stage of a pipeline wants a mask, even one that hides nothing.
+    """
+
+    not_tensor: tuple[Limit, ...] = ()
+    divided: tuple[tuple[str, ...], ...] = ()
+    attention: str | None = None
+    stages_want_mask: bool = False
+
+
+LIKE_LLAMA = Architecture(divided=(HEADS, KEY_VALUE_HEADS, INNER))
+
+# By config.json's `model_type`. Not carried are Cohere, whose attention is replaced by one that wants a mask of
+# ColossalAI's own form and leaves out use_qk_norm, and GPT-2, whose forward pass fails without labels.
+ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
+    {
+        "llama": LIKE_LLAMA,
+        "mistral": LIKE_LLAMA,
+        "qwen2": Architecture(divided=(HEADS, KEY_VALUE_HEADS, INNER, VOCABULARY)),
+        # experts are not cut: each rank holds and computes all of them
+        "mixtral": Architecture(divided=(HEADS, KEY_VALUE_HEADS, EXPERTS, VOCABULARY)),
+        "falcon": Architecture(
+            not_tensor=(
+                Limit(
+                    "multi_query without new_decoder_architecture",
+                    "ColossalAI leaves it whole on every rank",
+                    lambda c: bool(c.get("multi_query", True)) and not c.get("new_decoder_architecture", False),
+                ),
+                Limit("alibi", "every rank takes the slopes of the first heads", lambda c: bool(c.get("alibi", False))),
+            ),
+            divided=(HEADS, KEY_VALUE_HEADS, INNER),
+            stages_want_mask=True,  # with alibi alone; to others one that hides nothing makes no difference
+        ),
+        "opt": Architecture(
+            not_tensor=(
+                Limit(
+                    "tie_word_embeddings=false",
+                    "ColossalAI ties them",
+                    lambda c: not c.get("tie_word_embeddings", True),
+                ),
+            ),
+            divided=(HEADS, INNER),
+            attention="eager",
+            stages_want_mask=True,
+        ),
+        "bloom": Architecture(divided=(HEADS,)),
+        "gptj": Architecture(divided=(HEADS, INNER)),
+    }
+)
+
+
+def size(config: Config, names: tuple[str, ...]) -> int | None:
+    """A size of a model, under whichever name its config.json has for it; None where it is not given."""
+    return next((int(config[name]) for name in names if config.get(name) is not None), None)
+
+
+def not_carried(config: Config, attention: str, tp_size: int) -> str | None:
+    """Why hybrid parallelism does not carry this model, for people; None where it does."""
+    name = str(config.get("model_type"))
+    architecture = ARCHITECTURES.get(name)
+    if architecture is None:
+        return f"it is {name}"
+    if architecture.attention not in (None, attention):
+        return f"{name} wants model.attention={architecture.attention}"
+    if tp_size > 1 and (limit := next((limit for limit in architecture.not_tensor if limit.holds(config)), None)):
+        return f"{name} with {limit.what} cannot be cut: {limit.why}"
+    return None
+
+
+def not_divided(config: Config, tp_size: int) -> str | None:
+    """Which size of this model cannot be divided, for people; None where all that must be can."""
+    architecture = ARCHITECTURES.get(str(config.get("model_type")), Architecture())
+    for names in architecture.divided:
+        if (given := size(config, names)) is not None and given % tp_size:
+            return f"{names[0]} is {given}"
+    return None
