@@ -65,10 +65,10 @@ class Mirror(Plugin):
         return norm
 
     def save(self, folder, held):
-        return save_whole(folder, self.ranks, self.policy, self.optimizer, self.models.get(Which.held))
+        return save_whole(folder, self.ranks, self.policy, self.optimizer, self.models.get(Which.held), self.loss_scale)
 
     def load(self, folder, held):
-        load_whole(folder, self.ranks, self.policy, self.optimizer, self.models.get(Which.held))
+        load_whole(folder, self.ranks, self.policy, self.optimizer, self.models.get(Which.held), self.loss_scale)
 
     def save_weights(self, folder):
         if self.ranks.is_main:
