@@ -182,14 +182,15 @@ def check(config: RunConfig) -> None:
         raise ConfigError("processes", config.processes, f"1 to {most} on this machine", do)
 
 
-def check_plugin(config: RunConfig, world_size: int | None) -> None:
-    """Refuse with ConfigError what the plugin cannot be combined with. world_size: None where it is not known yet."""
+def check_plugin(config: RunConfig, world_size: int | None, starting: bool = False) -> None:
+    """Refuse with ConfigError what the plugin cannot be combined with. world_size: None where it is not known yet.
+    starting: whether the run starts now; then a hub is asked for the model's config.json."""
     facts = Facts(
         plugin=config.plugin,
         reference=config.reference,
         model_settings=config.model,
         optimizer=OPTIMIZERS.of(config.optimizer),
-        read_model=MODELS.build(config.model).facts,
+        read_model=lambda: MODELS.build(config.model).facts(hub=starting),
         world_size=world_size,
     )
     rule = PLUGINS.of(config.plugin).refused(facts)

@@ -73,7 +73,7 @@ def run(order: RunOrder, place: Place | None = None) -> RunResult:
     folder: RunFolder | None = None
     with Messages(place.rank) as messages, left_afterwards(), products_as_before(), ExitStack() as to_the_end:
         try:
-            check_plugin(order.config, place.world_size)
+            check_plugin(order.config, place.world_size, starting=True)
             plugin = PLUGINS.build(order.config.plugin, place)
             result.folder = Path(plugin.ranks.exchange(str(order.folder))[0])
             order = dataclasses.replace(order, folder=result.folder)

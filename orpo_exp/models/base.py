@@ -55,9 +55,9 @@ class ModelSource(ABC):
         self.positions()
 
     @abstractmethod
-    def facts(self) -> Mapping[str, Any]:
-        """The contents of its config.json, or what of them is known; no weights are loaded, and of a local folder
-        nothing but this file."""
+    def facts(self, hub: bool) -> Mapping[str, Any]:
+        """The contents of its config.json, or what of them is known; nothing else is loaded. hub: whether a hub may be
+        asked; without it, nothing is known of what lies there."""
 
     @abstractmethod
     def positions(self) -> int | None:

@@ -60,9 +60,11 @@ class Pretrained(ModelSource):
         super().check()
 
     @override
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self, hub: bool) -> Mapping[str, Any]:
         c = self.config
         folder = Path(c.path).expanduser()
+        if not hub and not folder.is_dir():
+            return {}
         with told_about("model.path", c.path, "a folder or hub id with a config.json"):
             if folder.is_dir():  # without transformers, whose import takes seconds
                 content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -76,7 +78,7 @@ class Pretrained(ModelSource):
 
     @override
     def positions(self) -> int | None:
-        return positions(self.facts())
+        return positions(self.facts(hub=True))
 
     @override
     def digest(self, seed: int) -> str:

@@ -79,7 +79,7 @@ class Scratch(ModelSource):
         super().check()
 
     @override
-    def facts(self) -> Mapping[str, Any]:
+    def facts(self, hub: bool) -> Mapping[str, Any]:
         c = self.config
         own_vocabulary = BYTES_VOCABULARY if c.tokenizer == "bytes" else None
         return {

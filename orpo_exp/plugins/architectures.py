@@ -93,7 +93,9 @@ def size(config: Config, names: tuple[str, ...]) -> int | None:
 
 
 def not_carried(config: Config, attention: str, tp_size: int) -> str | None:
-    """Why hybrid parallelism does not carry this model, for people; None where it does."""
+    """Why hybrid parallelism does not carry this model, for people; None where it does, or nothing is known of it."""
+    if not config:
+        return None
     name = str(config.get("model_type"))
     architecture = ARCHITECTURES.get(name)
     if architecture is None:
