@@ -17,6 +17,7 @@ from orpo_exp.plugins.colossal import colossalai_imported
 from orpo_exp.plugins.greedy import greedy
 from orpo_exp.plugins.pieces import Held, Piece, digest, gathered, save_config
 from orpo_exp.plugins.pipeline import ragged_schedule, run_pipeline
+from orpo_exp.plugins.precision import buffers_kept
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.split_vocabulary import SplitVocabulary
 from orpo_exp.plugins.whole import read_by_main
@@ -188,17 +189,18 @@ def sharded(build: Builder, ranks: Ranks, split: Any) -> tuple[Any, Finish]:
     built = read_by_main(build, ranks)
     model = built.model
     sources = {name: parameter.data for name, parameter in model.named_parameters()}  # cutting replaces them
-    wrapper = HybridParallelModule(
-        model,
-        precision=split.precision,
-        shard_config=split.shard_config,
-        dp_group=split.mixed_dp_group,
-        tp_group=split.tp_group,
-        sp_group=split.sp_group,
-        use_ddp=False,
-        ddp_config={},
-        custom_policy=None,
-    )
+    with buffers_kept(model):
+        wrapper = HybridParallelModule(
+            model,
+            precision=split.precision,
+            shard_config=split.shard_config,
+            dp_group=split.mixed_dp_group,
+            tp_group=split.tp_group,
+            sp_group=split.sp_group,
+            use_ddp=False,
+            ddp_config={},
+            custom_policy=None,
+        )
     parts = {part.name: part for part in held_parts(wrapper, split)}
     for name in list(sources):
         source = sources.pop(name)

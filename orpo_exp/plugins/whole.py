@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from orpo_exp.plugins.base import Objective
 from orpo_exp.plugins.pieces import Held, Piece, save_config
-from orpo_exp.plugins.precision import LossScale, autocast
+from orpo_exp.plugins.precision import LossScale, autocast, buffers_kept
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.state import load_optimizer_tensors, load_own, optimizer_tensors, save_own
 from orpo_exp.scoring import captured_hidden, pair_logps
@@ -132,7 +132,8 @@ def built_once(build: Builder, ranks: Ranks, dtype: torch.dtype | None = None) -
     dtype: what weights are brought to; None: they keep theirs.
     """
     built = read_by_main(build, ranks)
-    model = built.model.to(ranks.device, dtype)
+    with buffers_kept(built.model):
+        model = built.model.to(ranks.device, dtype)
     for tensor in (*model.parameters(), *model.buffers()):
         dist.broadcast(tensor.data, 0)
     return built
