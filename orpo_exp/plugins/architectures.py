@@ -22,8 +22,7 @@ LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
 
 @dataclass(frozen=True)
 class Limit:
-    """Models that tensor parallelism does not carry. what, why: for people. holds: whether a config.json is that of
-    such a model."""
+    """Models that are not carried. what, why: for people. holds: whether a config.json is that of such a model."""
 
     what: str
     why: str
@@ -34,13 +33,14 @@ class Limit:
 class Architecture:
     """How far an architecture is carried.
 
-    not_tensor: the models that tensor parallelism does not carry.
+    not_tensor, not_staged: the models that tensor parallelism, or a pipeline, does not carry.
     divided: the sizes that plugin.tp_size must divide. A vocabulary that is not among them is padded where need be.
     attention: the only kernel that its policy knows, by model.attention's names; None: any.
     stages_want_mask: whether a stage of a pipeline wants a mask, even one that hides nothing.
     """
 
     not_tensor: tuple[Limit, ...] = ()
+    not_staged: tuple[Limit, ...] = ()
     divided: tuple[tuple[str, ...], ...] = ()
     attention: str | None = None
     stages_want_mask: bool = False
@@ -54,9 +54,22 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
         "llama": LIKE_LLAMA,
         "mistral": LIKE_LLAMA,
-        "qwen2": Architecture(divided=(HEADS, KEY_VALUE_HEADS, INNER, VOCABULARY)),
-        # experts are not cut: each rank holds and computes all of them
-        "mixtral": Architecture(divided=(HEADS, KEY_VALUE_HEADS, EXPERTS, VOCABULARY)),
+        "qwen2": Architecture(
+            not_staged=(
+                Limit(
+                    "use_sliding_window", "its stages leave the window out", lambda c: bool(c.get("use_sliding_window"))
+                ),
+            ),
+            divided=(HEADS, KEY_VALUE_HEADS, INNER, VOCABULARY),
+        ),
+        "mixtral": Architecture(
+            not_staged=(
+                Limit(
+                    "a sliding_window", "that of its stages is a token wider", lambda c: bool(c.get("sliding_window"))
+                ),
+            ),
+            divided=(HEADS, KEY_VALUE_HEADS, EXPERTS, VOCABULARY),  # experts are not cut: each rank has all of them
+        ),
         "falcon": Architecture(
             not_tensor=(
                 Limit(
@@ -92,7 +105,7 @@ def size(config: Config, names: tuple[str, ...]) -> int | None:
     return next((int(config[name]) for name in names if config.get(name) is not None), None)
 
 
-def not_carried(config: Config, attention: str, tp_size: int) -> str | None:
+def not_carried(config: Config, attention: str, tp_size: int, pp_size: int) -> str | None:
     """Why hybrid parallelism does not carry this model, for people; None where it does, or nothing is known of it."""
     if not config:
         return None
@@ -102,9 +115,9 @@ def not_carried(config: Config, attention: str, tp_size: int) -> str | None:
         return f"it is {name}"
     if architecture.attention not in (None, attention):
         return f"{name} wants model.attention={architecture.attention}"
-    if tp_size > 1 and (limit := next((limit for limit in architecture.not_tensor if limit.holds(config)), None)):
-        return f"{name} with {limit.what} cannot be cut: {limit.why}"
-    return None
+    limits = (architecture.not_tensor if tp_size > 1 else ()) + (architecture.not_staged if pp_size > 1 else ())
+    limit = next((limit for limit in limits if limit.holds(config)), None)
+    return f"{name} with {limit.what} cannot be cut so: {limit.why}" if limit else None
 
 
 def not_divided(config: Config, tp_size: int) -> str | None:

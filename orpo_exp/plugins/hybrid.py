@@ -30,7 +30,7 @@ from orpo_exp.plugins.pieces import (
 )
 from orpo_exp.plugins.precision import Precision, squares
 from orpo_exp.plugins.processes import Place
-from orpo_exp.plugins.rules import Rule, divides
+from orpo_exp.plugins.rules import Facts, Rule, divides
 from orpo_exp.plugins.split import SplitModel, sharded
 from orpo_exp.plugins.state import load_own, save_own
 from orpo_exp.plugins.zero import WHOLE_MOVES, cuttable
@@ -51,6 +51,10 @@ class HybridConfig(PluginConfig):
     layers_per_stage: list[int] | None = None
     bucket_size: int = setting(12, ge=1)
     overlap: bool = True
+
+
+def _not_carried(facts: Facts) -> str | None:
+    return not_carried(facts.model, facts.model_settings.attention.value, facts.plugin.tp_size, facts.plugin.pp_size)
 
 
 RULES = (
@@ -88,8 +92,8 @@ RULES = (
         "model",
         f"an architecture that ColossalAI cuts: {', '.join(sorted(ARCHITECTURES))}, and of these what it cuts rightly",
         "Choose plugin=zero2, say.",
-        lambda f: not_carried(f.model, f.model_settings.attention.value, f.plugin.tp_size) is None,
-        lambda f: str(not_carried(f.model, f.model_settings.attention.value, f.plugin.tp_size)),
+        lambda f: _not_carried(f) is None,
+        lambda f: str(_not_carried(f)),
     ),
     Rule(
         "plugin.tp_size",

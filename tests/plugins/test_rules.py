@@ -103,6 +103,8 @@ def test_sizes_are_read_from_config_json_alone(tmp_path):
         ({"model_type": "opt"}, [], "opt wants model.attention=eager"),
         ({"model_type": "falcon"}, ["plugin.tp_size=2"], "multi_query without new_decoder_architecture"),
         ({"model_type": "qwen2", "vocab_size": 151}, ["plugin.tp_size=2"], "vocab_size is 151"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, ["plugin.pp_size=2"], "leave the window out"),
+        ({"model_type": "mixtral", "sliding_window": 7}, ["plugin.pp_size=2"], "a token wider"),
     ],
 )
 def test_what_an_architecture_cannot_do_is_told_with_its_reason(tmp_path, sizes, more, why):
