@@ -1,0 +1,120 @@
+"""Every architecture that the hybrid plugin carries: curve, samples and weights of ddp on one process.
+
+All parameters are random, biases and norms too, so that a wrong one shows; the vocabulary is odd where it may be.
+`uv run pytest -m parallel`; both splits at once, and the architectures that need no care, with `-m slow`.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from support import order_of, run_all, uneven_rows
+
+from orpo_exp.models.tokenizers import bytes_tokenizer
+from orpo_exp.plugins import start_ranks
+from orpo_exp.plugins.architectures import ARCHITECTURES
+from orpo_exp.runs.order import RunOrder
+from orpo_exp.tracking.jsonl import read_metrics
+
+SIZES = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 301}
+GROUPED = {**SIZES, "num_key_value_heads": 2, "intermediate_size": 96}
+SMOOTH = {"activation_function": "gelu"}  # at the kink of OPT's own relu rounding decides over a gradient
+MODELS = {  # Hugging Face's model type, what its configuration is given
+    "llama": ("llama", {**GROUPED, "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
+    "mistral": ("mistral", {**GROUPED, "tie_word_embeddings": True, "sliding_window": 7}),
+    "qwen2": ("qwen2", {**GROUPED, "tie_word_embeddings": True, "vocab_size": 300}),
+    "mixtral": ("mixtral", {**GROUPED, "num_local_experts": 4, "vocab_size": 300}),
+    "falcon": ("falcon", {**SIZES, "new_decoder_architecture": True, "num_kv_heads": 2, "bias": True}),
+    "falcon-rw": ("falcon", {**SIZES, "multi_query": False, "parallel_attn": False, "alibi": True, "bias": True}),
+    "opt": ("opt", {**SIZES, "ffn_dim": 96, "word_embed_proj_dim": 32, "do_layer_norm_before": False, **SMOOTH}),
+    "bloom": ("bloom", SIZES),
+    "gptj": ("gptj", {**SIZES, "rotary_dim": 8}),
+}
+NOT_TENSOR = {"falcon-rw"}
+STARTS = [  # models, (ranks that share every matrix, stages) of splits for which ranks are started once
+    pytest.param(MODELS.keys() - {"bloom", "falcon"}, [(2, 1), (1, 2)], marks=pytest.mark.parallel, id="2 ranks"),
+    pytest.param(MODELS.keys() - NOT_TENSOR, [(2, 2)], marks=pytest.mark.slow, id="4 ranks"),
+]
+BASE = (
+    "model=hf", "data=json", "data.path=pairs.jsonl", "data.eval_size=3", "loss=orpo", "train.global_batch_size=8",
+    "train.micro_batch_size=3", "train.max_steps=3", "train.epochs=1", "train.eval_every=2", "train.samples=2",
+    "train.sample_tokens=6", "train.max_grad_norm=null", "scheduler=constant", "optimizer=sgd", "optimizer.lr=1e-2",
+    "tracker=[]",
+)  # fmt: skip
+EAGER = ("opt", "bloom", "gptj")  # the only kernel of these
+
+
+def make_model(folder: Path, kind: str, sizes: dict) -> None:
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+    config = CONFIG_MAPPING[kind](**sizes, pad_token_id=None, bos_token_id=1, eos_token_id=2)
+    generator = torch.Generator().manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            scale = 0.15 if parameter.ndim > 1 else 0.3
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
+            if parameter.ndim == 1 and name.endswith("weight"):  # of a norm
+                parameter.add_(1)
+    model.save_pretrained(folder, safe_serialization=True)
+    bytes_tokenizer().save_pretrained(folder)
+
+
+def order_for(folder: Path, name: str, *plugin: str) -> RunOrder:
+    kernel = "eager" if MODELS[name][0] in EAGER else "sdpa"
+    path = folder.parent / "models" / name
+    made = order_of(*BASE, *plugin, f"model.attention={kernel}", f"model.path={path}")
+    return replace(made, folder=folder / name)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """Where the models lie, and all runs: <split>/<model>; those of ddp on one process are there."""
+    folder = tmp_path_factory.mktemp("architectures")
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in uneven_rows(24)))
+    for name, (kind, sizes) in MODELS.items():
+        make_model(folder / "models" / name, kind, sizes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        assert start_ranks(1, run_all, [order_for(folder / "ddp", name, "plugin=ddp") for name in MODELS]) == 0
+    return folder
+
+
+@pytest.mark.parallel
+def test_every_architecture_is_tried():
+    assert {kind for kind, _ in MODELS.values()} == ARCHITECTURES.keys()
+
+
+@pytest.mark.parametrize(("models", "splits"), STARTS)
+def test_curve_samples_and_weights_are_those_of_ddp_on_one_process(runs, models, splits, monkeypatch):
+    monkeypatch.chdir(runs)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    orders = []
+    for tensor, stages in splits:
+        plugin = ["plugin=hybrid", f"plugin.tp_size={tensor}", f"plugin.pp_size={stages}"]
+        names = sorted(models - (NOT_TENSOR if tensor > 1 else set()))
+        orders += [order_for(runs / f"tp{tensor} x pp{stages}", name, *plugin) for name in names]
+    assert start_ranks(tensor * stages, run_all, orders) == 0
+    for ours in (order.folder for order in orders):
+        theirs = runs / "ddp" / ours.name
+        for a, b in zip(read_metrics(theirs / "metrics.jsonl"), read_metrics(ours / "metrics.jsonl"), strict=True):
+            assert a.keys() == b.keys()
+            for metric in a:
+                if metric.endswith("loss") or metric == "grad_norm":
+                    assert b[metric] == pytest.approx(a[metric], rel=1e-4), (ours, metric, a["split"], a["step"])
+        assert (ours / "samples.md").read_text() == (theirs / "samples.md").read_text(), ours
+        torch.testing.assert_close(logits(ours / "model"), logits(theirs / "model"), rtol=1e-4, atol=1e-4)
+
+
+def logits(folder: Path) -> torch.Tensor:
+    """Of a model as it is loaded by someone else."""
+    from transformers import AutoModelForCausalLM
+
+    model, told = AutoModelForCausalLM.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+    assert not any(told.values()), told
+    with torch.no_grad():
+        return model(torch.arange(3, 43).view(2, 20)).logits
