@@ -221,8 +221,8 @@ class Gemini(Plugin):
 
     def _gradients(self) -> list[Tensor]:
         """This rank's ranges of the gradient, still scaled, without their paddings."""
-        chunks = [chunk.grad_chunk for chunk in self.optimizer.chunk16_set]
-        return [chunk.payload[: chunk.get_valid_length()] for chunk in chunks]
+        chunks = self.wrapper.chunk_manager.get_chunks(self.wrapper.parameters())
+        return [chunk.grad_chunk.payload[: chunk.get_valid_length()] for chunk in chunks]
 
     def _updated(self) -> list[Held]:
         """What this rank's optimizer updates, by the tensors that it knows: they are empty between two steps."""
