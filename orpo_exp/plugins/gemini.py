@@ -60,6 +60,11 @@ class GeminiConfig(PluginConfig):
     steady_cuda_cap_ratio: float = setting(0.9, gt=0, le=1)
     pin_memory: bool = False
 
+    @property
+    def offloads(self) -> bool:
+        """Whether something is updated in the host's memory."""
+        return self.placement_policy is Placement.auto or self.offload_optim_frac > 0
+
 
 def only_with(placement: Placement, name: str) -> Rule:
     """That a setting that has a meaning with one placement alone is left at its default with the other."""
@@ -83,9 +88,9 @@ RULES = (
     ),
     Rule(
         "optimizer",
-        "one that updates each number by itself, for chunks cut through parameters",
+        "one that updates each number by itself, wherever it lies, for chunks cut through parameters",
         "Choose optimizer=adamw or optimizer=hybrid_adam.",
-        lambda f: f.optimizer.elementwise,
+        lambda f: f.optimizer.elementwise and f.optimizer.refuses(cut=True, offloaded=f.plugin.offloads) is None,
     ),
     WHOLE_MOVES,
 )

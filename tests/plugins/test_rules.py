@@ -23,6 +23,7 @@ BREAKS = {
     ("gemini", 3): ["plugin.warmup_non_model_data_ratio=0.5"],
     ("gemini", 4): ["plugin.steady_cuda_cap_ratio=0.5"],
     ("gemini", 5): ["plugin.offload_param_frac=0.5"],
+    ("gemini", 6): ["optimizer=fused_adam", "plugin.offload_optim_frac=0.5"],
     ("zero1", 1): ["plugin.precision=bf16_weights", "loss=dpo", "reference=synced", "reference.mix=0.5"],
     ("hybrid", 1): ["plugin.tp_size=2", "processes=3"],
     ("hybrid", 2): ["plugin.zero_stage=1"],
