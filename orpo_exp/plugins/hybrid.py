@@ -4,8 +4,6 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import override
 
-from orpo_exp.plugins.architectures import ARCHITECTURES, LAYERS, not_carried, not_divided, size
 from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.colossal import colossalai_imported, unannounced
+from orpo_exp.plugins.hybrid_config import RULES, HybridConfig
 from orpo_exp.plugins.pieces import (
     HELD,
     POLICY,
@@ -30,100 +28,9 @@ from orpo_exp.plugins.pieces import (
 )
 from orpo_exp.plugins.precision import Precision, squares
 from orpo_exp.plugins.processes import Place
-from orpo_exp.plugins.rules import Facts, Rule, divides
 from orpo_exp.plugins.split import SplitModel, sharded
 from orpo_exp.plugins.state import load_own, save_own
-from orpo_exp.plugins.zero import WHOLE_MOVES, cuttable
-from orpo_exp.schema import setting
 from orpo_exp.types import Batch, Builder, LossOutput
-
-
-@dataclass
-class HybridConfig(PluginConfig):
-    """tp_size: ranks that share every matrix. pp_size: stages that share the layers. zero_stage: how the optimizer is
-    split over the replicas (0, 1, 2). cpu_offload: whether its state lies in the host's memory, with ZeRO.
-    layers_per_stage: None shares them evenly. bucket_size, overlap: as in zero1, with ZeRO."""
-
-    tp_size: int = setting(1, ge=1)
-    pp_size: int = setting(1, ge=1)
-    zero_stage: int = setting(0, ge=0, le=2)
-    cpu_offload: bool = False
-    layers_per_stage: list[int] | None = None
-    bucket_size: int = setting(12, ge=1)
-    overlap: bool = True
-
-
-def _not_carried(facts: Facts) -> str | None:
-    return not_carried(facts.model, facts.model_settings.attention.value, facts.plugin.tp_size, facts.plugin.pp_size)
-
-
-RULES = (
-    Rule(
-        "plugin",
-        "a plugin that this version of transformers goes with; hybrid cuts the models of transformers 4.51",
-        "Install transformers==4.51.3, or choose plugin=zero2.",
-        lambda f: version("transformers").startswith("4.51."),
-    ),
-    Rule(
-        "processes",
-        "a multiple of plugin.tp_size * plugin.pp_size",
-        "Set processes to one, or start as many by torchrun or Slurm.",
-        lambda f: divides(f.plugin.tp_size * f.plugin.pp_size, f.world_size),
-    ),
-    Rule(
-        "plugin.zero_stage",
-        "0 with precision fp32 or tf32",
-        "Set plugin.zero_stage=0, or plugin.precision=bf16_weights.",
-        lambda f: f.plugin.zero_stage == 0 or f.plugin.precision.weights is not None,
-    ),
-    Rule(
-        "plugin.zero_stage",
-        "0 or 1 with stages, where a gradient would have to travel with each micro-batch",
-        "Set plugin.zero_stage=1, or plugin.pp_size=1.",
-        lambda f: f.plugin.zero_stage < 2 or f.plugin.pp_size == 1,
-    ),
-    Rule(
-        "plugin.cpu_offload",
-        "true with zero_stage above 0",
-        "Set plugin.cpu_offload=false.",
-        lambda f: not f.plugin.cpu_offload or f.plugin.zero_stage > 0,
-    ),
-    Rule(
-        "model",
-        f"an architecture that ColossalAI cuts: {', '.join(sorted(ARCHITECTURES))}, and of these what it cuts rightly",
-        "Choose plugin=zero2, say.",
-        lambda f: _not_carried(f) is None,
-        lambda f: str(_not_carried(f)),
-    ),
-    Rule(
-        "plugin.tp_size",
-        "a divisor of the model's attention heads, of those of keys and values, and of what else is cut",
-        "Choose another one.",
-        lambda f: not_divided(f.model, f.plugin.tp_size) is None,
-        lambda f: str(not_divided(f.model, f.plugin.tp_size)),
-    ),
-    Rule(
-        "plugin.pp_size",
-        "at most the model's layers",
-        "Choose fewer stages.",
-        lambda f: f.plugin.pp_size <= (size(f.model, LAYERS) or f.plugin.pp_size),
-    ),
-    Rule(
-        "plugin.layers_per_stage",
-        "null, or a number of layers for each of plugin.pp_size stages, from 1, which add up to the model's",
-        "Set plugin.layers_per_stage=null.",
-        lambda f: (
-            f.plugin.layers_per_stage is None
-            or (
-                len(f.plugin.layers_per_stage) == f.plugin.pp_size
-                and min(f.plugin.layers_per_stage, default=0) > 0
-                and size(f.model, LAYERS) in (None, sum(f.plugin.layers_per_stage))
-            )
-        ),
-    ),
-    cuttable(lambda f: f.plugin.tp_size > 1 or f.plugin.zero_stage > 0, lambda f: f.plugin.cpu_offload),
-    WHOLE_MOVES,
-)
 
 
 @PLUGINS.register("hybrid")
