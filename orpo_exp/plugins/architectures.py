@@ -5,7 +5,8 @@ Found by training tiny models of each, with random biases and norms, beside ddp 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +19,24 @@ INNER = ("intermediate_size", "ffn_hidden_size", "ffn_dim", "n_inner")
 EXPERTS = ("num_local_experts",)
 VOCABULARY = ("vocab_size",)
 LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+
+
+class SequenceMode(Enum):
+    """Who shares the positions of a sequence outside of attention, and how they come together for it.
+
+    all_to_all: ranks of their own, which inside attention share its heads (Jacobs et al. 2023, arXiv 2309.14509).
+    split_gather, ring: those that share every matrix; gathered at once (Korthikanti et al. 2022, arXiv 2205.05198), or
+    part by part while they are multiplied.
+    """
+
+    all_to_all = "all_to_all"
+    split_gather = "split_gather"
+    ring = "ring"
+
+    @property
+    def of_tensor_ranks(self) -> bool:
+        """Whether the ranks that share every matrix share the positions too."""
+        return self is not SequenceMode.all_to_all
 
 
 @dataclass(frozen=True)
@@ -34,25 +53,31 @@ class Architecture:
     """How far an architecture is carried.
 
     not_tensor, not_staged: the models that tensor parallelism, or a pipeline, does not carry.
-    divided: the sizes that plugin.tp_size must divide. A vocabulary that is not among them is padded where need be.
+    sequence: the ways in which ranks may share positions.
+    divided: the sizes that plugin.tp_size must divide, those of attention's heads also where ranks of their own share
+    positions. A vocabulary that is not among them is padded where need be.
     attention: the only kernel that its policy knows, by model.attention's names; None: any.
     stages_want_mask: whether a stage of a pipeline wants a mask, even one that hides nothing.
+    shared_want_mask: whether attention hides nothing by itself where ranks share positions.
     """
 
     not_tensor: tuple[Limit, ...] = ()
     not_staged: tuple[Limit, ...] = ()
+    sequence: frozenset[SequenceMode] = frozenset()
     divided: tuple[tuple[str, ...], ...] = ()
     attention: str | None = None
     stages_want_mask: bool = False
+    shared_want_mask: bool = False
 
 
 LIKE_LLAMA = Architecture(divided=(HEADS, KEY_VALUE_HEADS, INNER))
+ALL_MODES = frozenset(SequenceMode)
 
 # By config.json's `model_type`. Not carried are Cohere, whose attention is replaced by one that wants a mask of
 # ColossalAI's own form and leaves out use_qk_norm, and GPT-2, whose forward pass fails without labels.
 ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
     {
-        "llama": LIKE_LLAMA,
+        "llama": replace(LIKE_LLAMA, sequence=ALL_MODES, shared_want_mask=True),
         "mistral": LIKE_LLAMA,
         "qwen2": Architecture(
             not_staged=(
@@ -60,6 +85,7 @@ ARCHITECTURES: Mapping[str, Architecture] = MappingProxyType(
                     "use_sliding_window", "its stages leave the window out", lambda c: bool(c.get("use_sliding_window"))
                 ),
             ),
+            sequence=ALL_MODES,
             divided=(HEADS, KEY_VALUE_HEADS, INNER, VOCABULARY),
         ),
         "mixtral": Architecture(
@@ -105,7 +131,9 @@ def size(config: Config, names: tuple[str, ...]) -> int | None:
     return next((int(config[name]) for name in names if config.get(name) is not None), None)
 
 
-def not_carried(config: Config, attention: str, tp_size: int, pp_size: int) -> str | None:
+def not_carried(
+    config: Config, attention: str, tp_size: int, pp_size: int, sequence: SequenceMode | None
+) -> str | None:
     """Why hybrid parallelism does not carry this model, for people; None where it does, or nothing is known of it."""
     if not config:
         return None
@@ -115,15 +143,21 @@ def not_carried(config: Config, attention: str, tp_size: int, pp_size: int) -> s
         return f"it is {name}"
     if architecture.attention not in (None, attention):
         return f"{name} wants model.attention={architecture.attention}"
+    if sequence and sequence not in architecture.sequence:
+        return f"{name} is not cut by positions in this way, {sequence.value}"
     limits = (architecture.not_tensor if tp_size > 1 else ()) + (architecture.not_staged if pp_size > 1 else ())
     limit = next((limit for limit in limits if limit.holds(config)), None)
     return f"{name} with {limit.what} cannot be cut so: {limit.why}" if limit else None
 
 
-def not_divided(config: Config, tp_size: int) -> str | None:
-    """Which size of this model cannot be divided, for people; None where all that must be can."""
+def not_divided(config: Config, tp_size: int, head_ranks: int) -> str | None:
+    """Which size of this model cannot be divided, for people; None where all that must be can.
+
+    head_ranks: how many ranks share the heads inside attention, if more than tp_size do.
+    """
     architecture = ARCHITECTURES.get(str(config.get("model_type")), Architecture())
     for names in architecture.divided:
-        if (given := size(config, names)) is not None and given % tp_size:
+        ranks = head_ranks if names in (HEADS, KEY_VALUE_HEADS) else tp_size
+        if (given := size(config, names)) is not None and given % ranks:
             return f"{names[0]} is {given}"
     return None

@@ -106,3 +106,38 @@ def complete_gemini(*optimizers: type) -> None:
     Chunk.__hash__ = lambda chunk: chunk.count_id
     gemini_optimizer._AVAIL_OPTIM_LIST.update(optimizers)
     GeminiDDP.__del__ = lambda model: None
+
+
+def complete_sequence(model: torch.nn.Module) -> None:
+    """Where tensor ranks share positions, each has of a bias behind a matrix cut by rows the gradient of its own
+    positions; of norms alone it says so (shardformer/layer/linear.py)."""
+    from colossalai.shardformer.layer import Linear1D_Row
+    from colossalai.shardformer.layer.utils import SeqParallelUtils, is_share_sp_tp
+
+    for module in model.modules():
+        if isinstance(module, Linear1D_Row) and is_share_sp_tp(module.seq_parallel_mode) and module.bias is not None:
+            SeqParallelUtils.marked_as_sp_partial_derived_param(module.bias)
+
+
+def complete_ring() -> None:
+    """Its ring of tensor ranks keeps for the backward pass, in place of the last part that came, the one that was sent:
+    the gradients of the weights would be those of other inputs (shardformer/layer/_operation.py)."""
+    from colossalai.shardformer.layer import _operation
+
+    whole = _operation._ring_as_gather
+    if whole.__module__ == __name__:
+        return
+
+    def as_gather(func: Any, input_to_gather: Any, input_local: Any, process_group: Any, gather_dim: int = 1) -> Any:
+        own, ranks = torch.distributed.get_rank(process_group), torch.distributed.get_world_size(process_group)
+        came: list[dict[str, torch.Tensor]] = []  # in the order of the ranks, from this one on
+
+        def noted(**inputs: Any) -> Any:
+            came.append({name: inputs[name].clone() for name in input_to_gather})
+            return func(**inputs)
+
+        output, _ = whole(noted, input_to_gather, input_local, process_group, gather_dim)
+        by_rank = came[ranks - own :] + came[: ranks - own]
+        return output, {name: torch.cat([part[name] for part in by_rank], gather_dim) for name in input_to_gather}
+
+    _operation._ring_as_gather = as_gather

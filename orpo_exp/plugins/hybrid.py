@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
-from orpo_exp.plugins.colossal import colossalai_imported, unannounced
+from orpo_exp.plugins.colossal import colossalai_imported, complete_ring, unannounced
 from orpo_exp.plugins.hybrid_config import RULES, HybridConfig
 from orpo_exp.plugins.pieces import (
     HELD,
@@ -49,11 +49,16 @@ class Hybrid(Plugin):
             from colossalai.booster import Booster
             from colossalai.booster.plugin import HybridParallelPlugin
 
+        complete_ring()
         names = {torch.bfloat16: "bf16", torch.float16: "fp16"}
         # clipping and the loss scale are this plugin's own: ColossalAI's updates also by what is not finite
         self.split: Any = HybridParallelPlugin(
             tp_size=config.tp_size,
             pp_size=config.pp_size,
+            sp_size=1 if config.sp_mode.of_tensor_ranks else config.sp_size,  # ColossalAI's counts further ranks
+            enable_sequence_parallelism=config.sp_size > 1,
+            sequence_parallelism_mode=config.sp_mode.value if config.sp_size > 1 else None,
+            parallel_output=config.sp_size == 1,  # the states before the head are wanted of all positions
             precision=names.get(config.precision.weights or torch.float32, "fp32"),
             zero_stage=config.zero_stage,
             cpu_offload=config.cpu_offload,
@@ -70,7 +75,7 @@ class Hybrid(Plugin):
     @override
     def replica_of(cls, config: PluginConfig, world_size: int) -> list[int]:
         assert isinstance(config, HybridConfig)
-        return [rank // (config.tp_size * config.pp_size) for rank in range(world_size)]
+        return [rank // config.replica for rank in range(world_size)]
 
     @override
     def prepare(self, build: Builder, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
@@ -113,8 +118,8 @@ class Hybrid(Plugin):
     def forward_backward(self, micro_batches: Sequence[Batch], objective: Objective) -> list[LossOutput]:
         self.policy.model.train()
         outputs: list[LossOutput] = []
-        # gradients are averaged over this group; the objective's shares are to be summed
-        factor = dist.get_world_size(self.split.mixed_dp_group) * self.loss_scale.scale
+        # gradients are averaged over replicas; the objective's shares are to be summed
+        factor = self.ranks.replicas * self.loss_scale.scale
 
         def loss(number: int, hidden: Tensor) -> Tensor:
             outputs.append(objective(number, self.policy.logps(micro_batches[number], hidden)))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from importlib.metadata import version
 
-from orpo_exp.plugins.architectures import ARCHITECTURES, LAYERS, not_carried, not_divided, size
+from orpo_exp.plugins.architectures import ARCHITECTURES, LAYERS, SequenceMode, not_carried, not_divided, size
 from orpo_exp.plugins.base import PluginConfig
 from orpo_exp.plugins.rules import Facts, Rule, divides
 from orpo_exp.plugins.zero import WHOLE_MOVES, cuttable
@@ -12,21 +12,36 @@ from orpo_exp.schema import setting
 
 @dataclass
 class HybridConfig(PluginConfig):
-    """tp_size: ranks that share every matrix. pp_size: stages that share the layers. zero_stage: how the optimizer is
+    """tp_size: ranks that share every matrix. pp_size: stages that share the layers. sp_size: ranks that share the
+    positions of every sequence. sp_mode: which these are, and how. zero_stage: how the optimizer is
     split over the replicas (0, 1, 2). cpu_offload: whether its state lies in the host's memory, with ZeRO.
     layers_per_stage: None shares them evenly. bucket_size, overlap: as in zero1, with ZeRO."""
 
     tp_size: int = setting(1, ge=1)
     pp_size: int = setting(1, ge=1)
+    sp_size: int = setting(1, ge=1)
+    sp_mode: SequenceMode = SequenceMode.all_to_all
     zero_stage: int = setting(0, ge=0, le=2)
     cpu_offload: bool = False
     layers_per_stage: list[int] | None = None
     bucket_size: int = setting(12, ge=1)
     overlap: bool = True
 
+    @property
+    def heads(self) -> int:
+        """How many ranks share the heads inside attention."""
+        return self.tp_size * (1 if self.sp_mode.of_tensor_ranks else self.sp_size)
+
+    @property
+    def replica(self) -> int:
+        """How many ranks form one replica."""
+        return self.heads * self.pp_size
+
 
 def _not_carried(facts: Facts) -> str | None:
-    return not_carried(facts.model, facts.model_settings.attention.value, facts.plugin.tp_size, facts.plugin.pp_size)
+    config = facts.plugin
+    mode = config.sp_mode if config.sp_size > 1 else None
+    return not_carried(facts.model, facts.model_settings.attention.value, config.tp_size, config.pp_size, mode)
 
 
 RULES = (
@@ -38,9 +53,15 @@ RULES = (
     ),
     Rule(
         "processes",
-        "a multiple of plugin.tp_size * plugin.pp_size",
+        "a multiple of plugin.tp_size * plugin.pp_size, with sp_mode=all_to_all times plugin.sp_size",
         "Set processes to one, or start as many by torchrun or Slurm.",
-        lambda f: divides(f.plugin.tp_size * f.plugin.pp_size, f.world_size),
+        lambda f: divides(f.plugin.replica, f.world_size),
+    ),
+    Rule(
+        "plugin.sp_size",
+        "with sp_mode=split_gather or ring that of plugin.tp_size, above 1",
+        "Set both to the same number, or plugin.sp_mode=all_to_all.",
+        lambda f: not f.plugin.sp_mode.of_tensor_ranks or f.plugin.sp_size == f.plugin.tp_size > 1,
     ),
     Rule(
         "plugin.zero_stage",
@@ -69,10 +90,10 @@ RULES = (
     ),
     Rule(
         "plugin.tp_size",
-        "a divisor of the model's attention heads, of those of keys and values, and of what else is cut",
-        "Choose another one.",
-        lambda f: not_divided(f.model, f.plugin.tp_size) is None,
-        lambda f: str(not_divided(f.model, f.plugin.tp_size)),
+        "a divisor of what is cut of the model; with sp_mode=all_to_all times sp_size one of its heads",
+        "Choose another one, or another plugin.sp_size.",
+        lambda f: not_divided(f.model, f.plugin.tp_size, f.plugin.heads) is None,
+        lambda f: str(not_divided(f.model, f.plugin.tp_size, f.plugin.heads)),
     ),
     Rule(
         "plugin.pp_size",

@@ -3,8 +3,9 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from orpo_exp.plugins.architectures import ARCHITECTURES
-from orpo_exp.plugins.colossal import colossalai_imported
+from orpo_exp.plugins.colossal import colossalai_imported, complete_sequence
 from orpo_exp.plugins.greedy import greedy
 from orpo_exp.plugins.pieces import Held, Piece, digest, gathered, save_config
 from orpo_exp.plugins.pipeline import ragged_schedule, run_pipeline
@@ -34,6 +35,7 @@ class Where:
     stages: int
     stage: int
     tensor_group: dist.ProcessGroup
+    sequence_group: dist.ProcessGroup
     pipeline_group: dist.ProcessGroup
 
     @property
@@ -44,7 +46,7 @@ class Where:
     @property
     def speaks(self) -> bool:
         """Whether it is the one rank of the last stage that tells the others what came out."""
-        return self.last and dist.get_rank(self.tensor_group) == 0
+        return self.last and dist.get_rank(self.tensor_group) == dist.get_rank(self.sequence_group) == 0
 
 
 class SplitModel:
@@ -59,12 +61,14 @@ class SplitModel:
             stages=manager.num_stages if manager else 1,
             stage=manager.stage if manager else 0,
             tensor_group=split.tp_group,
+            sequence_group=split.sp_group,
             pipeline_group=split.pp_group,
         )
-        self.scheduler, self.wants_mask = None, False
+        self.architecture = ARCHITECTURES[self.model.config.model_type]
+        self.scheduler = None
         if manager:
-            self.wants_mask = ARCHITECTURES[self.model.config.model_type].stages_want_mask
             self.scheduler = ragged_schedule()(manager, num_microbatches=1, enable_metadata_cache=False)
+        self.sequence_ranks = split.shard_config.sequence_parallel_size
         self.held = held_parts(wrapper, split)
         self.vocabulary: Vocabulary = WHOLE
         if self.where.last:
@@ -84,20 +88,19 @@ class SplitModel:
         use: called on the ranks of the last stage with the number of a micro-batch and the (sequences, positions,
         hidden) states that go into the head; gives its loss.
         """
-        on_device: list[dict[str, Any]] = [
-            {name: t.to(self.device) for name, t in of.items()} | {"use_cache": False} for of in inputs
-        ]
-        if self.wants_mask:
-            for of in on_device:
-                of.setdefault("attention_mask", torch.ones_like(of["input_ids"]))
+        on_device: list[dict[str, Any]] = [self._input(of) for of in inputs]
         nothing: list[Tensor] = []
         with captured_hidden(self.head) if self.where.last else nullcontext(nothing) as hidden:
+
+            def result(number: int) -> Tensor:
+                return use(number, hidden.pop()[:, : inputs[number]["input_ids"].shape[1]])
+
             if self.scheduler is not None:
-                run_pipeline(self.scheduler, self.wrapper, on_device, lambda n: use(n, hidden.pop()), optimizer)
+                run_pipeline(self.scheduler, self.wrapper, on_device, result, optimizer)
                 return
             for number, of in enumerate(on_device):
                 self.wrapper(**of)
-                loss = use(number, hidden.pop())
+                loss = result(number)
                 if optimizer is not None:
                     optimizer.backward(loss)
 
@@ -168,12 +171,36 @@ class SplitModel:
         whole = {name: size for said in sizes for name, size in json.loads(said).items()}
         return f"{type(self.model).__name__}, {sum(whole.values()):,} parameters"
 
+    def _input(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What the model is called with: on this device, and as many positions as the ranks can share evenly. What is
+        added stands behind the rest, which does not see it."""
+        ids = given["input_ids"]
+        inputs: dict[str, Any] = {name: of.to(self.device) for name, of in given.items()} | {"use_cache": False}
+        if self.scheduler is not None and self.architecture.stages_want_mask:
+            inputs.setdefault("attention_mask", torch.ones_like(ids, device=self.device))
+        if self.sequence_ranks > 1:
+            assert given.keys() == {"input_ids"}
+            inputs["input_ids"] = ids = nn.functional.pad(inputs["input_ids"], (0, -ids.shape[1] % self.sequence_ranks))
+            if self.architecture.shared_want_mask:
+                inputs["attention_mask"] = causal_mask(ids, self.model.dtype)
+        return inputs
+
     def _from_last(self, numbers: Tensor) -> Tensor:
         """A tensor that the last stage has computed, on every stage; the others give one of the same shape and type."""
         if self.where.stages > 1:
             source = dist.get_process_group_ranks(self.where.pipeline_group)[-1]
             dist.broadcast(numbers, source, group=self.where.pipeline_group)
         return numbers
+
+
+def causal_mask(ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """(sequences, positions) -> (sequences, 1, positions, positions): 0 where a position sees another one.
+
+    Where positions are shared, ColossalAI's attention has no mask but the one that is given; and transformers, asked
+    for one on a stage of a pipeline, would make it for the positions of one rank.
+    """
+    hidden = torch.full((ids.shape[1], ids.shape[1]), torch.finfo(dtype).min, dtype=dtype, device=ids.device).triu(1)
+    return hidden.expand(len(ids), 1, -1, -1)
 
 
 def sharded(build: Builder, ranks: Ranks, split: Any) -> tuple[Any, Finish]:
@@ -189,7 +216,7 @@ def sharded(build: Builder, ranks: Ranks, split: Any) -> tuple[Any, Finish]:
     built = read_by_main(build, ranks)
     model = built.model
     sources = {name: parameter.data for name, parameter in model.named_parameters()}  # cutting replaces them
-    with buffers_kept(model):
+    with buffers_kept(model), redirect_stdout(StringIO()):  # one of its policies prints
         wrapper = HybridParallelModule(
             model,
             precision=split.precision,
@@ -201,6 +228,7 @@ def sharded(build: Builder, ranks: Ranks, split: Any) -> tuple[Any, Finish]:
             ddp_config={},
             custom_policy=None,
         )
+    complete_sequence(wrapper.unwrap())
     parts = {part.name: part for part in held_parts(wrapper, split)}
     for name in list(sources):
         source = sources.pop(name)

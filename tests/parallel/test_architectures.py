@@ -33,9 +33,12 @@ MODELS = {  # Hugging Face's model type, what its configuration is given
     "gptj": ("gptj", {**SIZES, "rotary_dim": 8}),
 }
 NOT_TENSOR = {"falcon-rw"}
-STARTS = [  # models, (ranks that share every matrix, stages) of splits for which ranks are started once
-    pytest.param(MODELS.keys() - {"bloom", "falcon"}, [(2, 1), (1, 2)], marks=pytest.mark.parallel, id="2 ranks"),
-    pytest.param(MODELS.keys() - NOT_TENSOR, [(2, 2)], marks=pytest.mark.slow, id="4 ranks"),
+# ranks that share every matrix, stages, how positions are shared
+TWO = [(2, 1, None), (1, 2, None), (2, 1, "split_gather"), (2, 1, "ring"), (1, 1, "all_to_all")]
+FOUR = [(2, 2, None), (2, 2, "split_gather"), (2, 2, "ring"), (1, 2, "all_to_all"), (2, 1, "all_to_all")]
+STARTS = [  # ranks, models, splits for which they are started once
+    pytest.param(2, MODELS.keys() - {"bloom", "falcon"}, TWO, marks=pytest.mark.parallel, id="2 ranks"),
+    pytest.param(4, MODELS.keys() - NOT_TENSOR, FOUR, marks=pytest.mark.slow, id="4 ranks"),
 ]
 BASE = (
     "model=hf", "data=json", "data.path=pairs.jsonl", "data.eval_size=3", "loss=orpo", "train.global_batch_size=8",
@@ -89,16 +92,22 @@ def test_every_architecture_is_tried():
     assert {kind for kind, _ in MODELS.values()} == ARCHITECTURES.keys()
 
 
-@pytest.mark.parametrize(("models", "splits"), STARTS)
-def test_curve_samples_and_weights_are_those_of_ddp_on_one_process(runs, models, splits, monkeypatch):
+def carried(name: str, tensor: int, sequence: str | None) -> bool:
+    modes = {mode.value for mode in ARCHITECTURES[MODELS[name][0]].sequence}
+    return (tensor == 1 or name not in NOT_TENSOR) and (sequence is None or sequence in modes)
+
+
+@pytest.mark.parametrize(("ranks", "models", "splits"), STARTS)
+def test_curve_samples_and_weights_are_those_of_ddp_on_one_process(runs, ranks, models, splits, monkeypatch):
     monkeypatch.chdir(runs)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     orders = []
-    for tensor, stages in splits:
+    for tensor, stages, sequence in splits:
         plugin = ["plugin=hybrid", f"plugin.tp_size={tensor}", f"plugin.pp_size={stages}"]
-        names = sorted(models - (NOT_TENSOR if tensor > 1 else set()))
-        orders += [order_for(runs / f"tp{tensor} x pp{stages}", name, *plugin) for name in names]
-    assert start_ranks(tensor * stages, run_all, orders) == 0
+        plugin += [f"plugin.sp_mode={sequence}", "plugin.sp_size=2"] if sequence else []
+        place = runs / f"tp{tensor} x pp{stages} x {sequence}"
+        orders += [order_for(place, name, *plugin) for name in sorted(models) if carried(name, tensor, sequence)]
+    assert start_ranks(ranks, run_all, orders) == 0
     for ours in (order.folder for order in orders):
         theirs = runs / "ddp" / ours.name
         for a, b in zip(read_metrics(theirs / "metrics.jsonl"), read_metrics(ours / "metrics.jsonl"), strict=True):

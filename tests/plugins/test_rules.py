@@ -26,13 +26,14 @@ BREAKS = {
     ("gemini", 6): ["optimizer=fused_adam", "plugin.offload_optim_frac=0.5"],
     ("zero1", 1): ["plugin.precision=bf16_weights", "loss=dpo", "reference=synced", "reference.mix=0.5"],
     ("hybrid", 1): ["plugin.tp_size=2", "processes=3"],
-    ("hybrid", 2): ["plugin.zero_stage=1"],
-    ("hybrid", 3): ["plugin.zero_stage=2", "plugin.pp_size=2", "plugin.precision=bf16_weights"],
-    ("hybrid", 4): ["plugin.cpu_offload=true"],
-    ("hybrid", 5): ["model.arch=qwen3"],
-    ("hybrid", 6): ["plugin.tp_size=3"],
-    ("hybrid", 7): ["plugin.pp_size=99"],
-    ("hybrid", 8): ["plugin.pp_size=2", "plugin.layers_per_stage=[1,2]"],
+    ("hybrid", 2): ["plugin.tp_size=2", "plugin.sp_mode=ring"],
+    ("hybrid", 3): ["plugin.zero_stage=1"],
+    ("hybrid", 4): ["plugin.zero_stage=2", "plugin.pp_size=2", "plugin.precision=bf16_weights"],
+    ("hybrid", 5): ["plugin.cpu_offload=true"],
+    ("hybrid", 6): ["model.arch=qwen3"],
+    ("hybrid", 7): ["plugin.tp_size=3"],
+    ("hybrid", 8): ["plugin.pp_size=99"],
+    ("hybrid", 9): ["plugin.pp_size=2", "plugin.layers_per_stage=[1,2]"],
 }
 
 
@@ -105,6 +106,8 @@ def test_sizes_are_read_from_config_json_alone(tmp_path):
         ({"model_type": "falcon"}, ["plugin.tp_size=2"], "multi_query without new_decoder_architecture"),
         ({"model_type": "qwen2", "vocab_size": 151}, ["plugin.tp_size=2"], "vocab_size is 151"),
         ({"model_type": "qwen2", "use_sliding_window": True}, ["plugin.pp_size=2"], "leave the window out"),
+        ({"model_type": "mistral"}, ["plugin.sp_size=2"], "not cut by positions in this way, all_to_all"),
+        ({"model_type": "llama", "num_attention_heads": 2}, ["plugin.tp_size=2", "plugin.sp_size=2"], "heads is 2"),
         ({"model_type": "mixtral", "sliding_window": 7}, ["plugin.pp_size=2"], "a token wider"),
     ],
 )
@@ -117,4 +120,4 @@ def test_what_an_architecture_cannot_do_is_told_with_its_reason(tmp_path, sizes,
 
 def test_ranks_are_counted_again_when_they_start(run, capsys):
     run(*RUN, HYBRID, "plugin.tp_size=2", code=2)
-    assert "multiple of plugin.tp_size * plugin.pp_size" in capsys.readouterr().out
+    assert "multiple of plugin.tp_size * plugin.pp_size, with" in capsys.readouterr().out
