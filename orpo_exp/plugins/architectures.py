@@ -145,6 +145,8 @@ def not_carried(
         return f"{name} wants model.attention={architecture.attention}"
     if sequence and sequence not in architecture.sequence:
         return f"{name} is not cut by positions in this way, {sequence.value}"
+    if sequence and attention != "eager":  # ColossalAI's own; some architectures' masks are made for what is named
+        return "ranks that share positions want model.attention=eager"
     limits = (architecture.not_tensor if tp_size > 1 else ()) + (architecture.not_staged if pp_size > 1 else ())
     limit = next((limit for limit in limits if limit.holds(config)), None)
     return f"{name} with {limit.what} cannot be cut so: {limit.why}" if limit else None

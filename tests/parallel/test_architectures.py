@@ -66,7 +66,7 @@ def make_model(folder: Path, kind: str, sizes: dict) -> None:
 
 
 def order_for(folder: Path, name: str, *plugin: str) -> RunOrder:
-    kernel = "eager" if MODELS[name][0] in EAGER else "sdpa"
+    kernel = "eager" if MODELS[name][0] in EAGER or "plugin.sp_size=2" in plugin else "sdpa"
     path = folder.parent / "models" / name
     made = order_of(*BASE, *plugin, f"model.attention={kernel}", f"model.path={path}")
     return replace(made, folder=folder / name)

@@ -39,7 +39,7 @@ PLUGINS = {  # ranks, overrides, the precision with half the bits
     "zero2_offload": (2, ["plugin=zero2_offload"], "bf16_weights"),
     "tp2": (2, ["plugin=hybrid", "plugin.tp_size=2"], "bf16_weights"),
     "pp2": (2, ["plugin=hybrid", "plugin.pp_size=2"], "bf16_weights"),
-    "sp2": (2, ["plugin=hybrid", "plugin.sp_size=2"], "bf16_weights"),
+    "sp2": (2, ["plugin=hybrid", "plugin.sp_size=2", "model.attention=eager"], "bf16_weights"),
     "tp2 x pp2": (4, ["plugin=hybrid", "plugin.tp_size=2", "plugin.pp_size=2"], "bf16_weights"),
     "dp2 x pp2": (4, ["plugin=hybrid", "plugin.pp_size=2"], "bf16_weights"),
 }

@@ -107,7 +107,12 @@ def test_sizes_are_read_from_config_json_alone(tmp_path):
         ({"model_type": "qwen2", "vocab_size": 151}, ["plugin.tp_size=2"], "vocab_size is 151"),
         ({"model_type": "qwen2", "use_sliding_window": True}, ["plugin.pp_size=2"], "leave the window out"),
         ({"model_type": "mistral"}, ["plugin.sp_size=2"], "not cut by positions in this way, all_to_all"),
-        ({"model_type": "llama", "num_attention_heads": 2}, ["plugin.tp_size=2", "plugin.sp_size=2"], "heads is 2"),
+        ({"model_type": "qwen2"}, ["plugin.sp_size=2"], "want model.attention=eager"),
+        (
+            {"model_type": "llama", "num_attention_heads": 2},
+            ["plugin.tp_size=2", "plugin.sp_size=2", "model.attention=eager"],
+            "heads is 2",
+        ),
         ({"model_type": "mixtral", "sliding_window": 7}, ["plugin.pp_size=2"], "a token wider"),
     ],
 )
