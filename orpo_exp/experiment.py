@@ -18,8 +18,9 @@ from orpo_exp.layouts import LAYOUTS
 from orpo_exp.losses import LAM_SCHEDULES, LOSSES, Loss
 from orpo_exp.metrics import Direction
 from orpo_exp.models import MODELS, CausalLM
-from orpo_exp.optimizers import OPTIMIZERS, SCHEDULERS
+from orpo_exp.optimizers import OPTIMIZERS, SCHEDULERS, OptimizerFactory
 from orpo_exp.plugins import PLUGINS, Place, Plugin, Which
+from orpo_exp.plugins.memory import told
 from orpo_exp.plugins.precision import products_as_before
 from orpo_exp.plugins.ranks import RefusedByMain, left_afterwards
 from orpo_exp.runs.folder import RunFolder, package_versions
@@ -156,7 +157,7 @@ def train(
         folder.note(total_steps=max_steps)
         trackers.trackers += [Jsonl(), *(TRACKERS.build(tracker) for tracker in config.tracker.values())]
         trackers.start(RunInfo(order.folder, order.experiment, resolved(config), max_steps, resumed_from))
-    report(plugin, config, policy, pairs)
+    report(plugin, optimizer, config, policy, pairs)
 
     def describe(folder: Path) -> None:
         plugin.models[Which.policy].save_config(folder)
@@ -240,8 +241,10 @@ def answers(plugin: Plugin, policy: CausalLM, pairs: TokenizedData, config: RunC
     return [policy.tokenizer.decode(ids) for ids in generated]
 
 
-def report(plugin: Plugin, config: RunConfig, policy: CausalLM, pairs: TokenizedData) -> None:
-    """Tell the user what was found: rows, skipped ones by reason, the model's size."""
+def report(
+    plugin: Plugin, optimizer: OptimizerFactory, config: RunConfig, policy: CausalLM, pairs: TokenizedData
+) -> None:
+    """Tell the user what was found: rows, skipped ones by reason, the model's size and what each rank holds."""
     size = "endless" if pairs.size is None else f"{pairs.size:,}"
     log.info("data: %s training pairs, %d held out, %d truncated", size, len(pairs.held_out), pairs.truncated)
     for reason, rows in pairs.skipped.items():
@@ -249,7 +252,9 @@ def report(plugin: Plugin, config: RunConfig, policy: CausalLM, pairs: Tokenized
         log.warning("skipped %d rows: %s (rows %s)", len(rows), reason, shown)
     if policy.tokenizer.chat_template is None and any(not isinstance(pair.prompt, str) for pair in pairs.texts):
         log.info("the tokenizer has no chat template: turns are written as `User: ...`, `Assistant: ...`")
-    log.info("model: %s, %d ranks", plugin.models[Which.policy].describe(), plugin.ranks.world_size)
+    footprint = plugin.footprint(optimizer.state_bytes)
+    held = f"; per rank {told(plugin.ranks, footprint)}" if footprint else ""
+    log.info("model: %s, %d ranks%s", plugin.models[Which.policy].describe(), plugin.ranks.world_size, held)
     if config.model.dropout > 0:
         log.warning("model.dropout is above 0: the loss now depends on how the work is split")
 

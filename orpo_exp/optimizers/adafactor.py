@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -57,3 +57,13 @@ class Adafactor(OptimizerFactory):
             scale_parameter=False,
             relative_step=False,
         )
+
+    @override
+    def state_bytes(self, parameter: Tensor) -> int:
+        mean = 0 if self.config.beta1 is None else parameter.nbytes
+        return mean + (parameter.nbytes if parameter.ndim < 2 else 4 * rows_and_columns(parameter))  # these in float32
+
+
+def rows_and_columns(parameter: Tensor) -> int:
+    """How many rows and columns a matrix has, or all the matrices in its last two dimensions together."""
+    return parameter[..., 0].numel() + parameter[..., 0, :].numel()

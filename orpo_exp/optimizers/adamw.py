@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW as TorchAdamW
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -32,3 +32,7 @@ class AdamW(OptimizerFactory):
     def make(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         c = self.config
         return TorchAdamW(self.groups(parameters), lr=self.lr, betas=(c.beta1, c.beta2), eps=c.eps, fused=True)
+
+    @override
+    def state_bytes(self, parameter: Tensor) -> int:
+        return 2 * parameter.nbytes

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from orpo_exp.registry import Registry
@@ -75,6 +75,11 @@ class OptimizerFactory(ABC):
     @abstractmethod
     def make(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         """The optimizer over all parameters that require a gradient."""
+
+    def state_bytes(self, parameter: Tensor) -> int | None:
+        """The bytes that it keeps for a parameter, or for what a rank has of it, from its first step on, its count of
+        steps aside; None: it does not say."""
+        return None
 
     def groups(self, parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
         """Parameter groups with and without decay: norms and biases, the one-dimensional ones, are not decayed."""

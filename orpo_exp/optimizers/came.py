@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from orpo_exp.optimizers.adafactor import rows_and_columns
 from orpo_exp.optimizers.base import OPTIMIZERS, OptimizerConfig, OptimizerFactory
 from orpo_exp.schema import setting
 
@@ -51,3 +52,9 @@ class CAME(OptimizerFactory):
             clip_threshold=c.clip_threshold,
             betas=(c.beta1, c.beta2, c.beta3),
         )
+
+    @override
+    def state_bytes(self, parameter: Tensor) -> int:
+        if parameter.ndim < 2:
+            return 2 * parameter.nbytes
+        return parameter.nbytes + 2 * rows_and_columns(parameter) * parameter.element_size()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -60,6 +60,17 @@ class GaLore(OptimizerFactory):
         groups = self.groups(parameters)
         made = GaLoreAdamW(groups, lr=self.lr, betas=(c.beta1, c.beta2), eps=c.eps, no_deprecation_warning=True)
         return of_tensors(made)
+
+    @override
+    def state_bytes(self, parameter: Tensor) -> int:
+        rank, kind = self.config.rank, self.config.proj_type
+        if parameter.ndim != 2 or min(parameter.shape) <= rank:
+            return 2 * parameter.nbytes
+        rows, columns = parameter.shape
+        short, long = sorted(parameter.shape)
+        left = {Projection.std: long, Projection.reverse_std: short, Projection.right: rows, Projection.left: columns}
+        # two means of what is left of the matrix, and the singular vectors of the side that was shortened
+        return rank * (left[kind] + rows + columns) * parameter.element_size()
 
     @override
     def groups(self, parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
@@ -42,3 +42,7 @@ class Lamb(OptimizerFactory):
         get_dist_logger().set_level("WARNING")  # it would tell of its distributed form in the middle of the run's lines
         c = self.config
         return ColossalLamb(self.groups(parameters), lr=self.lr, betas=(c.beta1, c.beta2), eps=c.eps)
+
+    @override
+    def state_bytes(self, parameter: Tensor) -> int:
+        return 2 * parameter.nbytes

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD as TorchSGD
 from torch.optim import Optimizer
 from typing_extensions import override
@@ -30,3 +30,7 @@ class SGD(OptimizerFactory):
     @override
     def make(self, parameters: Iterable[nn.Parameter]) -> Optimizer:
         return TorchSGD(self.groups(parameters), lr=self.lr, momentum=self.config.momentum)
+
+    @override
+    def state_bytes(self, parameter: Tensor) -> int:
+        return parameter.nbytes if self.config.momentum else 0

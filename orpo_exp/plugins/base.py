@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from orpo_exp.plugins.memory import Footprint, StateBytes
 from orpo_exp.plugins.precision import LossScale, Precision
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.ranks import Ranks
@@ -134,6 +135,13 @@ class Plugin(ABC):
     @abstractmethod
     def hold_reference(self, build: Builder) -> None:
         """Build a frozen model beside the policy, for `score(..., Which.held)`."""
+
+    def footprint(self, state_bytes: StateBytes) -> Footprint | None:
+        """The bytes that this rank holds in training, as they can be told now; None: nothing is said of them.
+
+        state_bytes: what the optimizer keeps for a tensor that it updates. memory.py answers for torch's parameters.
+        """
+        return None
 
     def score(self, micro_batches: Sequence[Batch], which: Which = Which.policy) -> PairLogps:
         """Log-probabilities of this replica's pairs under one of the models; see Scorer."""

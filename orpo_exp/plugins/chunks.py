@@ -94,6 +94,12 @@ class ChunkedModel:
         for own, current in zip(self.held(), other.held(), strict=True):
             own.tensor.lerp_(current.tensor.to(own.tensor), mix)
 
+    @property
+    def chunks(self) -> Sequence[Any]:
+        """Those of the weights, in the order of the parameters."""
+        chunks: Sequence[Any] = self.wrapper.chunk_manager.get_chunks(self.model.parameters())
+        return chunks
+
     def fill(self, weights: dict[str, Tensor]) -> None:
         """Give every rank its ranges of the weights that the main rank has; the others know shapes. It is emptied."""
         parts = {part.name: part for part in self.held()}
@@ -109,8 +115,7 @@ class ChunkedModel:
 
     def follow(self) -> None:
         """Bring the weights up to date with their float32 copies, where there are any."""
-        chunks = self.wrapper.chunk_manager.get_chunks(self.model.parameters())
-        for chunk in (chunk for chunk in chunks if chunk.paired_chunk):
+        for chunk in (chunk for chunk in self.chunks if chunk.paired_chunk):
             place = self.wrapper.grads_device[chunk.get_tensors()[0]]  # where the copies are
             self.wrapper.chunk_manager.move_chunk(chunk, place)
             chunk.optim_update()

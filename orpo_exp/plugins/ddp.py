@@ -12,6 +12,7 @@ from typing_extensions import override
 
 from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.colossal import colossalai_imported
+from orpo_exp.plugins.memory import Footprint, StateBytes, footprint
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.whole import WholeModel, accumulate, built_once, load_whole, save_whole
 from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput
@@ -57,6 +58,10 @@ class DDP(Plugin):
         held = WholeModel(built_once(build, self.ranks), self.device, self.config.precision.dtype)
         held.model.requires_grad_(False)
         self.models[Which.held] = held
+
+    @override
+    def footprint(self, state_bytes: StateBytes) -> Footprint:
+        return footprint(self.models.values(), self.optimizer, state_bytes)
 
     @override
     def load(self, folder: Path, held: bool) -> None:

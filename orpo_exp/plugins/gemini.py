@@ -6,7 +6,7 @@ the optimizer's state lie in chunks, of which each rank keeps a range; a chunk o
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from enum import Enum
@@ -21,6 +21,7 @@ from typing_extensions import override
 from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.chunks import ChunkedModel, weights_of
 from orpo_exp.plugins.colossal import colossalai_imported, complete_gemini, unannounced
+from orpo_exp.plugins.memory import Footprint, StateBytes, state_of
 from orpo_exp.plugins.pieces import HELD, POLICY, Held, Pieces, load_pieces, save_pieces, write_model
 from orpo_exp.plugins.precision import Precision, buffers_kept
 from orpo_exp.plugins.processes import Place
@@ -175,6 +176,18 @@ class Gemini(Plugin):
         self.held.fill(weights)
 
     @override
+    def footprint(self, state_bytes: StateBytes) -> Footprint:
+        def size(chunks: Iterable[Any]) -> int:
+            return sum(chunk.shard_mem for chunk in chunks)
+
+        return Footprint(
+            weights=sum(size(model.chunks) for model in self.models.values() if isinstance(model, ChunkedModel)),
+            copies=size(chunk.paired_chunk for chunk in self.policy.chunks),
+            gradients=size(self.policy.chunks),  # of the weights' type
+            state=state_of((part.tensor for part in self.policy.held()), state_bytes),
+        )
+
+    @override
     def load(self, folder: Path, held: bool) -> None:
         load_pieces(Pieces(folder, POLICY), self._updated(), self.optimizer.optim)
         self.policy.follow()
@@ -226,8 +239,7 @@ class Gemini(Plugin):
 
     def _gradients(self) -> list[Tensor]:
         """This rank's ranges of the gradient, still scaled, without their paddings."""
-        chunks = self.wrapper.chunk_manager.get_chunks(self.wrapper.parameters())
-        return [chunk.grad_chunk.payload[: chunk.get_valid_length()] for chunk in chunks]
+        return [chunk.grad_chunk.payload[: chunk.get_valid_length()] for chunk in self.policy.chunks]
 
     def _updated(self) -> list[Held]:
         """What this rank's optimizer updates, by the tensors that it knows: they are empty between two steps."""

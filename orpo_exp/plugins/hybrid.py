@@ -15,17 +15,8 @@ from typing_extensions import override
 from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.colossal import colossalai_imported, complete_ring, unannounced
 from orpo_exp.plugins.hybrid_config import RULES, HybridConfig
-from orpo_exp.plugins.pieces import (
-    HELD,
-    POLICY,
-    Held,
-    Pieces,
-    gathered,
-    load_pieces,
-    master_parts,
-    save_pieces,
-    write_model,
-)
+from orpo_exp.plugins.memory import Footprint, StateBytes, footprint
+from orpo_exp.plugins.pieces import HELD, POLICY, Held, Pieces, load_pieces, master_parts, save_pieces, write_model
 from orpo_exp.plugins.precision import Precision, squares
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.split import SplitModel, sharded
@@ -106,6 +97,12 @@ class Hybrid(Plugin):
         self.held.model.requires_grad_(False)
 
     @override
+    def footprint(self, state_bytes: StateBytes) -> Footprint:
+        copied = self.optimizer.get_master_to_working_map()
+        ranges = dist.get_world_size(self.split.mixed_dp_group) if self.config.zero_stage == 1 else 1
+        return footprint(self.models.values(), self.optimizer, state_bytes, copied, ranges)
+
+    @override
     def load(self, folder: Path, held: bool) -> None:
         pieces = Pieces(folder, POLICY)
         load_pieces(pieces, self._updated(), self.optimizer.optim)
@@ -162,7 +159,7 @@ class Hybrid(Plugin):
 
     @override
     def save_weights(self, folder: Path) -> None:
-        weights = gathered(self.ranks, self.policy.held)
+        weights = self.policy.whole()
         if self.ranks.is_main:
             self.policy.save_config(folder)
             write_model(folder, weights)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -157,9 +157,13 @@ class SplitModel:
         for own, current in zip(self.model.parameters(), other.model.parameters(), strict=True):
             own.lerp_(current, mix)
 
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
+        """Every whole weight with its name, on the main rank; see `gathered`."""
+        return gathered(self.ranks, self.held)
+
     def digest(self) -> str:
         """A hexadecimal hash of the whole weights, however they are split."""
-        return digest(self.ranks, gathered(self.ranks, self.held))
+        return digest(self.ranks, self.whole())
 
     def save_config(self, folder: Path) -> None:
         """Write config.json in Hugging Face's form."""

@@ -16,6 +16,7 @@ from typing_extensions import override
 
 from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.colossal import colossalai_imported
+from orpo_exp.plugins.memory import Footprint, StateBytes, footprint
 from orpo_exp.plugins.pieces import HELD, POLICY, Held, Pieces, load_pieces, master_parts, save_pieces
 from orpo_exp.plugins.precision import Precision, squares
 from orpo_exp.plugins.processes import Place
@@ -109,6 +110,11 @@ class Zero(Plugin):
         built = built_once(build, self.ranks, self.config.precision.weights)
         self.held = self.models[Which.held] = WholeModel(built, self.device, self.config.precision.dtype)
         self.held.model.requires_grad_(False)
+
+    @override
+    def footprint(self, state_bytes: StateBytes) -> Footprint:
+        copied, ranges = self.optimizer.get_master_to_working_map(), self.ranks.replicas if self.stage == 1 else 1
+        return footprint(self.models.values(), self.optimizer, state_bytes, copied, ranges)
 
     @override
     def load(self, folder: Path, held: bool) -> None:

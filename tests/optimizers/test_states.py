@@ -1,6 +1,7 @@
 """What an optimizer keeps is saved and comes back as it was: a resumed run goes on bit for bit."""
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,8 +11,10 @@ from optimizer_curves import SAVED_AT, STEPS, build, every_optimizer, trained
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from orpo_exp.optimizers import OPTIMIZERS
 from orpo_exp.optimizers.adafactor import Adafactor
 from orpo_exp.optimizers.fused_adam import counted
+from orpo_exp.optimizers.galore import Projection
 from orpo_exp.plugins import Place
 from orpo_exp.plugins.ddp import DDP
 from orpo_exp.plugins.pieces import Held, Piece, Pieces, load_pieces, save_pieces
@@ -36,6 +39,22 @@ def test_a_run_goes_on_bit_for_bit(name, tmp_path):
         assert trained(resumed, STEPS - SAVED_AT) == expected
         assert resumed.policy.digest() == whole.policy.digest()
         assert [types(of) for of in states(resumed)] == [types(of) for of in states(whole)]
+
+
+@pytest.mark.parametrize("name", every_optimizer())
+@pytest.mark.parametrize("settings", [{}, {"beta1": 0.9}, {"proj_type": Projection.reverse_std}, {"momentum": 0.0}])
+def test_it_keeps_as_many_bytes_as_it_says(name, settings):
+    """Of matrices that are high and wide, and of a norm; what a view lies in is counted whole."""
+    config = every_optimizer()[name].config
+    known = {field.name for field in fields(config)} & settings.keys()
+    factory = OPTIMIZERS.build(replace(config, **{of: settings[of] for of in known}))
+    parameters = [nn.Parameter(torch.randn(shape)) for shape in ((24, 16), (16, 24), (3, 24), (16,))]
+    optimizer = factory.make(parameters)
+    stepped(optimizer, parameters, 2)
+    for parameter in parameters:
+        tensors = [of for of in optimizer.state[parameter].values() if isinstance(of, Tensor) and of.ndim]
+        held = {of.untyped_storage().data_ptr(): of.untyped_storage().nbytes() for of in tensors}
+        assert sum(held.values()) == factory.state_bytes(parameter), tuple(parameter.shape)
 
 
 def states(plugin: DDP) -> list[dict]:
