@@ -178,7 +178,7 @@ class Gemini(Plugin):
     @override
     def footprint(self, state_bytes: StateBytes) -> Footprint:
         def size(chunks: Iterable[Any]) -> int:
-            return sum(chunk.shard_mem for chunk in chunks)
+            return sum(int(chunk.shard_mem) for chunk in chunks)  # these are NumPy's
 
         return Footprint(
             weights=sum(size(model.chunks) for model in self.models.values() if isinstance(model, ChunkedModel)),
