@@ -4,9 +4,11 @@ import gc
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from gemini_on_cpu import emulate
+from host_memory import start
 from support import run_all
 from torch import Tensor
 
@@ -15,9 +17,15 @@ from orpo_exp.plugins import Place, Plugin
 from orpo_exp.runs.order import RunOrder
 
 
-def run_measured(place: Place, orders: Sequence[RunOrder], on_gemini: Sequence[RunOrder]) -> int:
-    """This rank of some runs, then of some with Gemini on a CPU. Writes <run>/held-<rank>.json: `said`, what the plugin
-    said before training; `held`, what it held at the last step; `all`, the memory behind all floating numbers then."""
+def run_measured(
+    place: Place, starts: Sequence[RunOrder], folder: Path, orders: Sequence[RunOrder], on_gemini: Sequence[RunOrder]
+) -> int:
+    """This rank of some starts (host_memory.py), of some runs, then of some with Gemini on a CPU.
+
+    Of a run it writes <run>/held-<rank>.json: `said`, what the plugin said before training; `held`, what it held at the
+    last step; `all`, the memory behind all floating numbers then.
+    """
+    assert start(place, starts, folder) == 0
     train = experiment.train
     gc.collect()
     gc.freeze()  # of what there is to be looked through, modules and all they hold is none

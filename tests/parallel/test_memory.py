@@ -1,5 +1,5 @@
-"""What four ranks hold of a small model, with every plugin: as much as it should be, and as much as they said before.
-`uv run pytest -m parallel`.
+"""What four ranks hold of a small model, with every plugin: as much as it should be, and as much as they said before;
+and what the host's memory must have for a larger one to start. `uv run pytest -m parallel`.
 """
 
 import json
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from held_bytes import run_measured
+from host_memory import growths, make_model, orders
 from safetensors import safe_open
 from support import order_of, uneven_rows
 
@@ -18,6 +19,7 @@ from orpo_exp.plugins import start_ranks
 pytestmark = pytest.mark.parallel
 
 RANKS = 4
+LARGE = {"hidden": 512, "layers": 12, "vocabulary": 4096}
 BASE = (
     "model=tiny", "data=json", "data.path=pairs.jsonl", "data.eval_size=2", "train.global_batch_size=8",
     "train.micro_batch_size=1", "train.max_steps=1", "train.epochs=1", "train.samples=0", "tracker=[]",
@@ -45,8 +47,11 @@ def runs(tmp_path_factory) -> Path:
         patch.chdir(folder)
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
-        orders = [replace(order_of(*BASE, *more), folder=folder / name) for name, more in RUNS.items()]
-        assert start_ranks(RANKS, run_measured, orders[:-1], orders[-1:]) == 0
+        make_model(folder / "tiny", 64, 4)
+        make_model(folder / "large", **LARGE)
+        starts = orders(folder, folder / "tiny", folder / "large", [*RUNS["tp2"], "plugin.pp_size=2"])
+        runs = [replace(order_of(*BASE, *more), folder=folder / name) for name, more in RUNS.items()]
+        assert start_ranks(RANKS, run_measured, starts, folder, runs[:-1], runs[-1:]) == 0
     return folder
 
 
@@ -123,3 +128,17 @@ def test_nothing_else_is_held(runs, name):
     for rank, found in enumerate(rank_files(runs / name)):
         parts = found["held"] if name in ("ddp", "gemini") else found["held"] | {"gradients": 0}
         assert 0 <= found["all"] - sum(parts.values()) < 2000, rank  # losses, frequencies of rotary embeddings
+
+
+def test_a_model_that_is_cut_starts_in_far_less_than_its_weights_on_every_rank(runs):
+    """Over two stages of two ranks each: the main rank reads the weights, each of the others has a quarter of them and
+    sees one parameter after another whole, of which the largest may be there twice. 8 MB a rank are left to chance.
+    Where every rank had the weights, they would be there four times."""
+    sizes = []
+    for file in (runs / "large").glob("*.safetensors"):
+        with safe_open(file, "pt") as opened:
+            sizes += [4 * math.prod(opened.get_slice(name).get_shape()) for name in opened.keys()]  # noqa: SIM118
+    weights = sum(sizes)
+    bound = weights + 3 * (weights / 4 + 2 * max(sizes)) + RANKS * 8e6
+    assert bound < 0.65 * RANKS * weights
+    assert sum(growths(RANKS, runs)) < bound
