@@ -19,7 +19,7 @@ from orpo_exp.plugins import start_ranks
 pytestmark = pytest.mark.parallel
 
 RANKS = 4
-LARGE = {"hidden": 512, "layers": 12, "vocabulary": 4096}
+LARGE = {"hidden": 768, "layers": 10, "vocabulary": 4096}
 BASE = (
     "model=tiny", "data=json", "data.path=pairs.jsonl", "data.eval_size=2", "train.global_batch_size=8",
     "train.micro_batch_size=1", "train.max_steps=1", "train.epochs=1", "train.samples=0", "tracker=[]",
@@ -47,6 +47,7 @@ def runs(tmp_path_factory) -> Path:
         patch.chdir(folder)
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("MALLOC_MMAP_THRESHOLD_", str(2**17))  # or it keeps some tens of MB of what is given back
         make_model(folder / "tiny", 64, 4)
         make_model(folder / "large", **LARGE)
         starts = orders(folder, folder / "tiny", folder / "large", [*RUNS["tp2"], "plugin.pp_size=2"])
@@ -132,13 +133,13 @@ def test_nothing_else_is_held(runs, name):
 
 def test_a_model_that_is_cut_starts_in_far_less_than_its_weights_on_every_rank(runs):
     """Over two stages of two ranks each: the main rank reads the weights, each of the others has a quarter of them and
-    sees one parameter after another whole, of which the largest may be there twice. 8 MB a rank are left to chance.
-    Where every rank had the weights, they would be there four times."""
+    sees one parameter after another whole, of which the largest may be there twice; 8 MB a rank are left to chance.
+    That is twice the weights, which would be there four times if every rank had them."""
     sizes = []
     for file in (runs / "large").glob("*.safetensors"):
         with safe_open(file, "pt") as opened:
             sizes += [4 * math.prod(opened.get_slice(name).get_shape()) for name in opened.keys()]  # noqa: SIM118
     weights = sum(sizes)
     bound = weights + 3 * (weights / 4 + 2 * max(sizes)) + RANKS * 8e6
-    assert bound < 0.65 * RANKS * weights
+    assert bound < 0.55 * RANKS * weights
     assert sum(growths(RANKS, runs)) < bound
