@@ -2,8 +2,9 @@
 
     uv run python benchmarks/start_memory.py            # a minute for each plugin on two cores; 3 GB of memory
 
-Four ranks on CPUs, where what a rank holds lies in the host's memory as well: with ddp the weights four times. The peak
-of each rank up to the first step, measured by Linux (VmHWM), pages of mapped files included. Prints a table.
+Four ranks on CPUs, where what a rank holds lies in the host's memory as well: with ddp the weights and, which it lays
+out before the first step, the gradients, with zero2 the weights and a quarter of their float32 copies. The peak of each
+rank up to the first step as Linux counts it (VmHWM), some tens of MB that malloc keeps included. Prints a table.
 """
 
 import argparse
