@@ -125,7 +125,7 @@ def test_the_log_says_the_smallest_and_the_largest(runs, name):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_nothing_else_is_held(runs, name):
-    """No part of a model that another rank has, for one. After a step, DDP and Gemini keep the memory of gradients."""
+    """At the end; no part of a model that another rank has, for one. DDP and Gemini keep the memory of gradients."""
     for rank, found in enumerate(rank_files(runs / name)):
         parts = found["held"] if name in ("ddp", "gemini") else found["held"] | {"gradients": 0}
         assert 0 <= found["all"] - sum(parts.values()) < 2000, rank  # losses, frequencies of rotary embeddings
