@@ -72,6 +72,7 @@ def run(order: RunOrder, place: Place | None = None) -> RunResult:
     main, result = place.rank == 0, RunResult(order.folder)
     trackers = Trackers([])
     folder: RunFolder | None = None
+    plugin: Plugin | None = None
     with Messages(place.rank) as messages, left_afterwards(), products_as_before(), ExitStack() as to_the_end:
         try:
             check_plugin(order.config, place.world_size, starting=True)
@@ -101,10 +102,14 @@ def run(order: RunOrder, place: Place | None = None) -> RunResult:
             log.error("%s", refused, exc_info=alone)
             log.debug("where it happened", exc_info=True)
         except Exception as failure:
-            result.error = "".join(traceback.format_exception(failure))
+            others = plugin.ranks.who_failed(failure) if plugin else None
+            result.error = others or "".join(traceback.format_exception(failure))
             if isinstance(failure, OSError) and failure.errno in FULL_DISK:
                 log.error("the disk is full: %s. The last checkpoint is intact.", failure, exc_info=not main)
                 log.debug("where it happened", exc_info=True)
+            elif others:
+                log.error("%s", others)
+                log.debug("where it was noticed", exc_info=True)
             else:
                 log.exception("the run failed")
         # written down before the ranks part, in which one can hang

@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +19,9 @@ from orpo_exp.types import LossOutput
 
 # How long ranks wait for one another: the main one may write a large model meanwhile. NCCL's own limit is 10 minutes.
 PATIENCE = timedelta(hours=1)
+# How long they wait for one another to start, and how many seconds for a word of each once one has failed.
+TO_START = timedelta(minutes=10)
+LAST_WORDS = 5.0
 
 
 class RefusedByMain(Refused):
@@ -42,7 +46,7 @@ class Ranks:
         self.replica, self.replicas = self._replica_of[self.rank], max(self._replica_of) + 1
         # the first rank of each replica speaks for it
         self._speakers = [self._replica_of.index(replica) for replica in range(self.replicas)]
-        join_process_group(place, "nccl" if device.type == "cuda" else "gloo")
+        self._store = join_process_group(place, "nccl" if device.type == "cuda" else "gloo")
 
     @property
     def is_main(self) -> bool:
@@ -111,6 +115,31 @@ class Ranks:
         """What the main rank finds, in plain JSON types. What it refuses is raised on every rank, as RefusedByMain."""
         return self.together(lambda: find() if self.is_main else None, RefusedByMain, Refused)[0]
 
+    def who_failed(self, failure: Exception) -> str | None:
+        """Tell the others that this rank has failed. Where a connection to another one broke, which one, for people;
+        None where the failure is this rank's own."""
+        if self._store is None:
+            return None
+        try:
+            own = not isinstance(failure, dist.DistError) and "gloo/transport" not in str(failure)
+            self._store.set(f"failed/{self.rank}", f"{type(failure).__name__}: {failure}" if own else "")
+            return None if own else self._last_words()
+        except dist.DistError:
+            return "the rank at which all meet was lost"
+
+    def _last_words(self) -> str:
+        """Who has failed first: those that say why, and those that say nothing any more."""
+        assert self._store is not None
+        silent, ends, told = set(range(self.world_size)), time.monotonic() + LAST_WORDS, []
+        while silent and time.monotonic() < ends:
+            for rank in [rank for rank in silent if self._store.check([f"failed/{rank}"])]:
+                silent.remove(rank)
+                if why := self._store.get(f"failed/{rank}").decode():
+                    told.append(f"rank {rank} failed: {why}")
+            time.sleep(0.05)
+        told += [f"rank {rank} was lost: it, or its machine, ended without a word" for rank in sorted(silent)]
+        return "; ".join(told) or f"the ranks lost one another, or one let the others wait for {PATIENCE}"
+
     def barrier(self) -> None:
         """Wait until every rank is here."""
         dist.barrier()
@@ -143,19 +172,24 @@ def left_afterwards() -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def join_process_group(place: Place, backend: str) -> None:
-    """Meet the other ranks, unless the caller has done so. A rank that is alone opens no port."""
+def join_process_group(place: Place, backend: str) -> dist.Store | None:
+    """Meet the other ranks, unless the caller has done so; the store at which they met. A rank that is alone opens no
+    port. Raises Refused where not all come."""
     if dist.is_initialized():
-        return
+        return None
     if place.world_size == 1 and place.port is None and "MASTER_ADDR" not in os.environ:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store: dist.Store = dist.HashStore()
     elif place.port is not None:
         store = dist.TCPStore("127.0.0.1", place.port, is_master=False)
-        dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=PATIENCE)
     else:
-        dist.init_process_group(
-            backend, init_method="env://", rank=place.rank, world_size=place.world_size, timeout=PATIENCE
-        )
+        try:
+            store, _, _ = next(dist.rendezvous("env://", place.rank, place.world_size, timeout=TO_START))
+        except dist.DistError as error:
+            where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+            waited = f"{place.world_size} ranks were to meet at {where}, but not all came within {TO_START}"
+            raise Refused(f"{waited}. See what each of them says. {error}") from error
+    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.world_size, timeout=PATIENCE)
+    return store
 
 
 def _plain(output: LossOutput) -> list[Any]:
