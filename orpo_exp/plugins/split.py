@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from orpo_exp.plugins.architectures import ARCHITECTURES
-from orpo_exp.plugins.colossal import colossalai_imported, complete_sequence
+from orpo_exp.plugins.colossal import colossalai_imported, complete_sequence, unannounced
 from orpo_exp.plugins.greedy import greedy
 from orpo_exp.plugins.pieces import Held, Piece, digest, gathered, save_config
 from orpo_exp.plugins.pipeline import ragged_schedule, run_pipeline
@@ -90,7 +90,7 @@ class SplitModel:
         """
         on_device: list[dict[str, Any]] = [self._input(of) for of in inputs]
         nothing: list[Tensor] = []
-        with captured_hidden(self.head) if self.where.last else nullcontext(nothing) as hidden:
+        with unannounced(), captured_hidden(self.head) if self.where.last else nullcontext(nothing) as hidden:
 
             def result(number: int) -> Tensor:
                 return use(number, hidden.pop()[:, : inputs[number]["input_ids"].shape[1]])

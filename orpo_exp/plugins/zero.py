@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
-from orpo_exp.plugins.colossal import colossalai_imported
+from orpo_exp.plugins.colossal import colossalai_imported, unannounced
 from orpo_exp.plugins.memory import Footprint, StateBytes, footprint
 from orpo_exp.plugins.pieces import HELD, POLICY, Held, Pieces, load_pieces, master_parts, save_pieces
 from orpo_exp.plugins.precision import Precision, squares
@@ -145,7 +145,8 @@ class Zero(Plugin):
         if self.loss_scale.judge(norm, self.max_grad_norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr
-            self.optimizer.step()
+            with unannounced():
+                self.optimizer.step()
         self.optimizer.zero_grad()
         return self.loss_scale.told(norm)
 
