@@ -1,6 +1,6 @@
 """Every pair of what may be combined, and runs on a CPU, trains a step beside ddp on one process.
 
-`uv run pytest -m parallel`. The rows are those of combinations.csv; what a pair is: tests/combinations.py.
+`uv run pytest -m slow`. The rows are those of combinations.csv; what a pair is: tests/combinations.py.
 """
 
 import json
@@ -18,7 +18,7 @@ from orpo_exp.plugins import start_ranks
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.tracking.jsonl import read_metrics
 
-pytestmark = pytest.mark.parallel
+pytestmark = pytest.mark.slow
 
 ROWS = read()
 IDS = [f"{number:02} {row['plugin']}, {row['plugin.precision']}, {row['loss']}" for number, row in enumerate(ROWS)]

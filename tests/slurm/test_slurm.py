@@ -1,6 +1,8 @@
 """On a real Slurm with two nodes: arrays, ranks, preemption, time limits, failures. `uv run pytest -m slurm`."""
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -128,6 +130,33 @@ def test_a_preempted_run_is_requeued_and_goes_on_bit_for_bit(whole, commands):
     assert (result["status"], result["requeues"]) == ("completed", 1), commands.logs()
     assert commands.cluster.job(result["job_id"])["Restarts"] == "1"
     assert numbers(commands.folder / "preempted") == numbers(whole)
+
+
+def test_a_pipeline_over_two_nodes_ends_with_a_lost_rank_and_goes_on(whole, commands):
+    pipeline = [*TWO_NODES, "plugin=hybrid", "plugin.pp_size=2", "hydra.run.dir=pipeline"]
+    commands.give(*pipeline)
+    commands.wait_for(lambda: at_step(commands.folder / "pipeline", 40))
+    (job_id,) = commands.cluster.jobs()
+    os.kill(rank_of(job_id, 1), signal.SIGKILL)
+    commands.wait_until_ended()
+    assert commands.result("pipeline")["status"] != "completed"
+    assert "task 1: Killed" in commands.logs()  # by Slurm, which ends the other one at once
+    commands.give(*pipeline)
+    commands.wait_until_ended()
+    assert commands.result("pipeline")["status"] == "completed", commands.logs()
+    for ours, ddps in zip(numbers(commands.folder / "pipeline"), numbers(whole), strict=True):
+        assert ours["loss"] == pytest.approx(ddps["loss"], rel=1e-4)
+
+
+def rank_of(job_id: str, rank: int) -> int:
+    """The process of a rank, on this machine as all nodes are."""
+    wanted = {f"SLURM_JOB_ID={job_id}", f"SLURM_PROCID={rank}"}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            python = b"submitit" in (folder / "cmdline").read_bytes()
+            if python and wanted <= set((folder / "environ").read_text().split("\0")):
+                return int(folder.name)
+    raise AssertionError(f"job {job_id} has no rank {rank}")
 
 
 def test_a_run_that_needs_more_than_its_time_is_requeued(commands):
