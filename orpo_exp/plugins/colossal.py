@@ -89,11 +89,12 @@ def _complete_cpu_accelerator() -> None:
 
 
 def _complete_zero() -> None:
-    """Its ZeRO optimizer asserts that there is a GPU, though nothing that it does needs one
-    (zero/low_level/low_level_optim.py)."""
+    """Its ZeRO optimizer asserts that there is a GPU, though nothing that it does needs one but the streams in which
+    gradients travel meanwhile, where it is asked for them (zero/low_level/low_level_optim.py)."""
     from colossalai.zero.low_level import LowLevelZeroOptimizer
 
     LowLevelZeroOptimizer._sanity_checks = lambda self: None
+    LowLevelZeroOptimizer._overlap_communication = property(lambda self: False, lambda self, asked: None)
 
 
 def complete_gemini(*optimizers: type) -> None:

@@ -58,7 +58,7 @@ class Hybrid(Plugin):
             enable_metadata_cache=False,
             make_vocab_size_divisible_by=1,
             zero_bucket_size_in_m=config.bucket_size,
-            overlap_communication=config.overlap and self.device.type == "cuda",
+            overlap_communication=config.overlap,
         )
         self.booster: Any = Booster(plugin=self.split)
 

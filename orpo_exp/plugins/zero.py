@@ -83,7 +83,7 @@ class Zero(Plugin):
             stage=self.stage,
             precision="fp32",  # which leaves weights and inputs as they are
             reduce_bucket_size_in_m=config.bucket_size,
-            overlap_communication=config.overlap and self.device.type == "cuda",
+            overlap_communication=config.overlap,
             cpu_offload=self.offload,
         )
         self.booster: Any = Booster(plugin=plugin)

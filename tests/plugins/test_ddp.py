@@ -8,9 +8,11 @@ import torch
 from support import pair
 
 from orpo_exp.layouts.padded import Padded
-from orpo_exp.plugins import Place, Which
+from orpo_exp.plugins import Place, Plugin, Which
 from orpo_exp.plugins.ddp import DDP
+from orpo_exp.plugins.hybrid import Hybrid
 from orpo_exp.plugins.ranks import left_afterwards
+from orpo_exp.plugins.zero import Zero1, Zero2
 from orpo_exp.types import Builder, BuiltModel, LossOutput, PairLogps
 
 BATCHES = [Padded(Padded.Config()).collate([pair(0, [1, 2], [3, 4], [5]), pair(1, [6], [7], [8, 9])], frozenset())]
@@ -38,7 +40,7 @@ def likelihood(number: int, logps: PairLogps) -> LossOutput:
     return LossOutput(loss, {"nll": loss.detach()})
 
 
-def trained(plugin: DDP) -> tuple[list[float], PairLogps]:
+def trained(plugin: Plugin) -> tuple[list[float], PairLogps]:
     norms = []
     for _ in range(2):
         (output,) = plugin.forward_backward(BATCHES, likelihood)
@@ -51,22 +53,33 @@ def sgd(parameters) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=0.0)
 
 
-def test_a_model_that_the_caller_has_boosted_trains_as_one_that_the_plugin_builds(ddp):
+@pytest.mark.parametrize(
+    ("plugin", "boosted_by", "settings"),
+    [
+        (DDP, "TorchDDPPlugin", {}),
+        (Zero1, "LowLevelZeroPlugin", {"stage": 1, "precision": "fp32"}),
+        (Zero2, "LowLevelZeroPlugin", {"stage": 2, "precision": "fp32"}),
+        (Hybrid, "HybridParallelPlugin", {"tp_size": 1, "pp_size": 1, "precision": "fp32"}),
+    ],
+)
+def test_a_model_that_the_caller_has_boosted_trains_as_one_that_the_plugin_builds(ddp, plugin, boosted_by, settings):
     """Also one whose learning rate the caller's own scheduler sets: `step` is told what that says."""
     ddp.prepare(build, sgd, max_grad_norm=1.0)
     expected, logps = trained(ddp)
+    adopting = plugin(plugin.Config(), Place())
     with warnings.catch_warnings(action="ignore"):
         from colossalai.booster import Booster
-        from colossalai.booster.plugin import TorchDDPPlugin
+        from colossalai.booster import plugin as plugins
 
         model = build().model
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0)
-        model, optimizer, *_ = Booster(plugin=TorchDDPPlugin()).boost(model, optimizer, lr_scheduler=scheduler)
-    ddp.adopt(model, optimizer, lambda logits: logits, max_grad_norm=1.0)
-    norms, again = trained(ddp)
-    assert norms == expected
-    assert again.chosen.values.equal(logps.chosen.values)
+        booster = Booster(plugin=getattr(plugins, boosted_by)(**settings))
+        model, optimizer, *_ = booster.boost(model, optimizer, lr_scheduler=scheduler)
+    adopting.adopt(model, optimizer, lambda logits: logits, max_grad_norm=1.0)
+    norms, again = trained(adopting)
+    assert norms == pytest.approx(expected, rel=1e-6)
+    torch.testing.assert_close(again.chosen.values, logps.chosen.values, rtol=1e-6, atol=0)
 
 
 def test_each_model_is_asked_by_one_value(ddp):
