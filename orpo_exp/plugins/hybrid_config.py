@@ -90,7 +90,7 @@ RULES = (
     ),
     Rule(
         "plugin.tp_size",
-        "a divisor of what is cut of the model; with sp_mode=all_to_all times sp_size one of its heads",
+        "a divisor of what is cut of the model; with sp_mode=all_to_all, tp_size * sp_size one of its heads",
         "Choose another one, or another plugin.sp_size.",
         lambda f: not_divided(f.model, f.plugin.tp_size, f.plugin.heads) is None,
         lambda f: str(not_divided(f.model, f.plugin.tp_size, f.plugin.heads)),
