@@ -6,6 +6,7 @@ all, they are made again in the backward pass instead of being kept.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,25 +16,28 @@ from orpo_exp.types import PairLogps, ScoreIndex, TokenLogps
 
 # Numbers in the logits of one chunk: 2^24 float32 are 64 MiB.
 CHUNK_NUMBERS = 2**24
+# Numbers that a core's cache holds: 2^17 float32 are 512 KiB.
+CACHED_NUMBERS = 2**17
 
 Head = Callable[[Tensor], Tensor]
 
 
 class Vocabulary:
-    """What is asked of logits: here all columns lie on one rank.
+    """How the columns of the logits lie on the ranks: here all on one.
 
-    columns: of each rank, the most there are; None: as many as the head makes.
+    columns: of each rank, the most there are; None: as many as the head makes. first: the token of this rank's first.
     """
 
     columns: int | None = None
+    first: int = 0
 
-    def logsumexp(self, logits: Tensor) -> Tensor:
-        """(n, columns here) -> (n,) over the whole vocabulary."""
-        return logits.logsumexp(1)
+    def most(self, numbers: Tensor) -> Tensor:
+        """The largest of what the ranks have, element by element; no gradient passes. May change `numbers`."""
+        return numbers
 
-    def pick(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """(n, columns here), (n,) int64 -> (n,) the logits of these tokens."""
-        return logits.gather(1, tokens[:, None]).squeeze(1)
+    def total(self, numbers: Tensor) -> Tensor:
+        """The sum of what the ranks have, element by element; no gradient passes. May change `numbers`."""
+        return numbers
 
     def largest(self, logits: Tensor) -> Tensor:
         """(n, columns here) -> (n,) int64, the token with the largest logit; of equal ones the first."""
@@ -102,11 +106,10 @@ def token_logps(
 
     def chunk_logps(states: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
         logits = head(states).float()  # (chunk, vocabulary)
-        normaliser = vocabulary.logsumexp(logits)
-        logps = vocabulary.pick(logits, tokens) - normaliser
-        if not log_squared:
-            return (logps,)
-        return logps, vocabulary.logsumexp(2 * logits.detach()) - 2 * normaliser.detach()
+        if hasattr(logits.grad_fn, "_saved_result"):  # what made them wants them for its backward pass
+            logits = logits.clone()
+        logps, squares = _Picked.apply(logits, tokens, vocabulary, log_squared)
+        return (logps, squares) if log_squared else (logps,)
 
     columns = vocabulary.columns or (head(hidden[:1].detach()).shape[-1] if len(hidden) else 1)
     size = max(1, chunk_numbers // columns)
@@ -118,3 +121,57 @@ def token_logps(
     else:
         parts = [chunk_logps(states, tokens) for states, tokens in chunks]
     return tuple(torch.cat(numbers) for numbers in zip(*parts, strict=True))
+
+
+class _Picked(torch.autograd.Function):
+    """(n, columns here) logits, (n,) tokens -> (n,) log p(token), and (n,) log sum_v p(v)^2 if asked for.
+
+    The logits are overwritten by exp(logit - largest): the gradient, onehot - p, then takes one product more, no second
+    softmax and no memory. All is done by rows that fit into a core's cache: a pass over memory costs more than an exp.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, tokens: Tensor, vocabulary: Vocabulary, log_squared: bool
+    ) -> tuple[Tensor, Tensor]:
+        own, place = _own(logits, tokens, vocabulary)
+        picked = logits.new_zeros(len(logits))
+        picked[own] = logits[own, place]
+        most = logits.amax(1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf)
+        most = vocabulary.most(most)
+        sums = logits.new_empty(2 if log_squared else 1, len(logits))
+        weights = logits.detach()
+        for rows in _cached(logits):
+            weights[rows].sub_(most[rows, None]).exp_()
+            torch.sum(weights[rows], 1, out=sums[0, rows])
+            if log_squared:
+                torch.sum(weights[rows].square(), 1, out=sums[1, rows])
+        sums, picked = vocabulary.total(torch.cat([sums, picked[None]])).split([len(sums), 1])
+        ctx.save_for_backward(weights, tokens, sums[0])
+        ctx.vocabulary = vocabulary
+        squares = sums[1].log() - 2 * sums[0].log() if log_squared else sums[0]
+        ctx.mark_non_differentiable(squares)
+        return picked[0] - most - sums[0].log(), squares
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        weights, tokens, total = ctx.saved_tensors
+        gradient = gradients[0]
+        own, place = _own(weights, tokens, ctx.vocabulary)
+        weights.mul_((-gradient / total)[:, None])
+        weights[own, place] += gradient[own]
+        return weights, None, None, None
+
+
+def _own(logits: Tensor, tokens: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
+    """The rows whose token is among this rank's columns, and the columns."""
+    place = tokens - vocabulary.first
+    own = ((place >= 0) & (place < logits.shape[1])).nonzero().squeeze(1)
+    return own, place[own]
+
+
+def _cached(logits: Tensor) -> Iterator[slice]:
+    """Rows that fit into a core's cache together; all of them where there is none to think of."""
+    rows = len(logits) if logits.is_cuda else max(1, CACHED_NUMBERS // max(1, logits.shape[1]))
+    for start in range(0, len(logits), rows):
+        yield slice(start, start + rows)
