@@ -1,5 +1,5 @@
 """What four ranks hold of a small model, with every plugin: as much as it should be, and as much as they said before;
-and what the host's memory must have for a larger one to start. `uv run pytest -m parallel`.
+and what the host's memory must have for a larger one to start. `uv run pytest -m slow`.
 """
 
 import json
@@ -16,7 +16,7 @@ from support import order_of, uneven_rows
 
 from orpo_exp.plugins import start_ranks
 
-pytestmark = pytest.mark.parallel
+pytestmark = pytest.mark.slow
 
 RANKS = 4
 LARGE = {"hidden": 768, "layers": 10, "vocabulary": 4096}

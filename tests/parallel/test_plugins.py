@@ -19,6 +19,7 @@ GO_ON = {"orpo": 8, "kto, synced": 3}  # cut back to this step, a second time
 FEWER = {  # of the cases, where others have tried them all
     "zero2": ["orpo", "sgd", "batch scope", "clipped", "kto, synced"],
     "zero2_offload": ["orpo", "clipped"],
+    "sp2": ["orpo", "clipped", "kto, synced"],
     "tp2 x pp2": ["orpo", "sgd", "batch scope", "clipped"],
     "dp2 x pp2": ["orpo", "batch scope", "clipped"],
 }
