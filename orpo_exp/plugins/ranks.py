@@ -21,7 +21,7 @@ from orpo_exp.types import LossOutput
 PATIENCE = timedelta(hours=1)
 # How long they wait for one another to start, and how many seconds for a word of each once one has failed.
 TO_START = timedelta(minutes=10)
-LAST_WORDS = 5.0
+LAST_WORDS = 2.0
 
 
 class RefusedByMain(Refused):
