@@ -18,7 +18,6 @@ import json
 import os
 import random
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -204,11 +203,12 @@ class Bench:
 
 def end(process: subprocess.Popen[str]) -> None:
     """SIGKILL a run and all its ranks, the ranks first, and wait until they let go of what they have written to."""
-    from support import children
+    from support import kill_tree
 
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for pid in [*children(process.pid), process.pid]:
-            os.kill(pid, signal.SIGKILL)
+        kill_tree(process)
+        return
+    process.kill()  # one of them had ended before it was its turn
     process.communicate()
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from support import order_of, uneven_rows
+from support import RATES, order_of, uneven_rows
 
 from orpo_exp.runs.order import RunOrder
 
@@ -38,7 +38,7 @@ PLUGINS = {  # ranks, overrides, the precision with half the bits
     "tp2 x pp2": (4, ["plugin=hybrid", "plugin.tp_size=2", "plugin.pp_size=2"], "bf16_weights"),
     "dp2 x pp2": (4, ["plugin=hybrid", "plugin.pp_size=2"], "bf16_weights"),
 }
-RATES = {"split", "step", "time", "pairs_per_second", "tokens_per_second"}
+NOT_COMPARED = {"split", "step", *RATES}
 
 
 def write_pairs(folder: Path) -> None:
@@ -62,4 +62,4 @@ def orders(
 def compared(a: Mapping[str, Any]) -> list[str]:
     """The metrics of a line that are the same on every plugin."""
     near = abs(a["rewards/margin"]) < 1e-5  # policy and reference are equal: rounding decides who is ahead
-    return [metric for metric in a if metric not in RATES and not (near and metric == "rewards/accuracy")]
+    return [metric for metric in a if metric not in NOT_COMPARED and not (near and metric == "rewards/accuracy")]

@@ -46,10 +46,10 @@ class Hybrid(Plugin):
         self.split: Any = HybridParallelPlugin(
             tp_size=config.tp_size,
             pp_size=config.pp_size,
-            sp_size=1 if config.sp_mode.of_tensor_ranks else config.sp_size,  # ColossalAI's counts further ranks
-            enable_sequence_parallelism=config.sp_size > 1,
-            sequence_parallelism_mode=config.sp_mode.value if config.sp_size > 1 else None,
-            parallel_output=config.sp_size == 1,  # the states before the head are wanted of all positions
+            sp_size=config.further,
+            enable_sequence_parallelism=config.sequence is not None,
+            sequence_parallelism_mode=config.sequence.value if config.sequence else None,
+            parallel_output=config.sequence is None,  # the states before the head are wanted of all positions
             precision=names.get(config.precision.weights or torch.float32, "fp32"),
             zero_stage=config.zero_stage,
             cpu_offload=config.cpu_offload,

@@ -13,9 +13,9 @@ from orpo_exp.schema import setting
 @dataclass
 class HybridConfig(PluginConfig):
     """tp_size: ranks that share every matrix. pp_size: stages that share the layers. sp_size: ranks that share the
-    positions of every sequence. sp_mode: which these are, and how. zero_stage: how the optimizer is
-    split over the replicas (0, 1, 2). cpu_offload: whether its state lies in the host's memory, with ZeRO.
-    layers_per_stage: None shares them evenly. bucket_size, overlap: as in zero1, with ZeRO."""
+    positions of every sequence. sp_mode: which these are, and how. zero_stage: how the optimizer is split over the
+    replicas (0, 1, 2). cpu_offload: whether its state lies in the host's memory, with ZeRO. layers_per_stage: None
+    shares them evenly. bucket_size, overlap: as in zero1, with ZeRO."""
 
     tp_size: int = setting(1, ge=1)
     pp_size: int = setting(1, ge=1)
@@ -28,9 +28,19 @@ class HybridConfig(PluginConfig):
     overlap: bool = True
 
     @property
+    def sequence(self) -> SequenceMode | None:
+        """How positions are shared; None where each rank has all of them."""
+        return self.sp_mode if self.sp_size > 1 else None
+
+    @property
+    def further(self) -> int:
+        """How many ranks of their own share the positions, beside those that share the matrices."""
+        return 1 if self.sp_mode.of_tensor_ranks else self.sp_size
+
+    @property
     def heads(self) -> int:
         """How many ranks share the heads inside attention."""
-        return self.tp_size * (1 if self.sp_mode.of_tensor_ranks else self.sp_size)
+        return self.tp_size * self.further
 
     @property
     def replica(self) -> int:
@@ -40,8 +50,8 @@ class HybridConfig(PluginConfig):
 
 def _not_carried(facts: Facts) -> str | None:
     config = facts.plugin
-    mode = config.sp_mode if config.sp_size > 1 else None
-    return not_carried(facts.model, facts.model_settings.attention.value, config.tp_size, config.pp_size, mode)
+    attention = facts.model_settings.attention.value
+    return not_carried(facts.model, attention, config.tp_size, config.pp_size, config.sequence)
 
 
 RULES = (
