@@ -44,6 +44,7 @@ def kill(process: subprocess.Popen[str], folder: Path, rng: random.Random) -> st
     while last_step(folder) < step:
         if process.poll() is not None:
             raise RuntimeError(process.communicate()[0])
+        time.sleep(0.01)  # the run has the cores
     if in_a_save:
         while not any((folder / "checkpoints").glob(".step-*.partial")):
             if process.poll() is not None:

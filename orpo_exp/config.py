@@ -11,10 +11,10 @@ import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from orpo_exp.data import DATA, DataConfig
-from orpo_exp.layouts import LayoutConfig
+from orpo_exp.layouts import LAYOUTS, LayoutConfig
 from orpo_exp.losses import LAM_SCHEDULES, LOSSES, LamScheduleConfig, Loss, LossConfig, Scope
 from orpo_exp.metrics import TRAINING, Metric
-from orpo_exp.models import MODELS, ModelConfig
+from orpo_exp.models import LOOKED_UP, MODELS, ModelConfig
 from orpo_exp.optimizers import OPTIMIZERS, OptimizerConfig, SchedulerConfig
 from orpo_exp.plugins import PLUGINS, PluginConfig
 from orpo_exp.plugins.rules import Facts
@@ -163,6 +163,10 @@ def check(config: RunConfig) -> None:
         allowed = "a whole number from 1; or train.epochs, for data that has an end"
         raise ConfigError("train.max_steps", None, allowed, "Say how long to train, e.g. train.max_steps=400.")
     check_plugin(config, config.processes)
+    if LAYOUTS.of(config.layout).several_texts and config.model.attention not in LOOKED_UP:
+        allowed = f"auto or padded with model.attention={config.model.attention.value}: a row then holds one text only"
+        do = "Choose layout=auto or model.attention=sdpa."
+        raise ConfigError("layout", config.choices.get("layout"), allowed, do)
     loss = LOSSES.build(config.loss)
     _check_lam_schedule(config, loss)
     if loss.scope is Scope.batch and config.model.dropout > 0:

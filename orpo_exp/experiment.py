@@ -25,13 +25,14 @@ from orpo_exp.plugins.precision import products_as_before
 from orpo_exp.plugins.ranks import RefusedByMain, left_afterwards
 from orpo_exp.runs.folder import RunFolder, package_versions
 from orpo_exp.runs.order import RunOrder
-from orpo_exp.runs.resuming import find_checkpoint, has_work
+from orpo_exp.runs.resuming import check_checkpoint, find_checkpoint, has_work
 from orpo_exp.schema import Refused
 from orpo_exp.tracking import TRACKERS, RunInfo, Trackers
 from orpo_exp.tracking.jsonl import Jsonl
 from orpo_exp.tracking.logs import Messages
 from orpo_exp.training import Loop, TrainingDiverged, write_samples
 from orpo_exp.training.checkpoints import Checkpoints, Keep, NotSaved
+from orpo_exp.training.layout import Used, checked, settle
 from orpo_exp.training.reference import REFERENCES
 from orpo_exp.training.sharing import Sharing
 from orpo_exp.training.stop import Stopped, StopRequest
@@ -148,20 +149,30 @@ def train(
     steps = Order(pairs.size, config.train.global_batch_size, config.seed)
     max_steps = config.train.total_steps(steps.steps_per_epoch)
     loss = LOSSES.build(config.loss)
-    sharing = Sharing(LAYOUTS.build(config.layout), ranks, loss.needs, config.train.micro_batch_size)
-    reference = REFERENCES.build(config.reference, plugin, sharing) if loss.needs_reference else None
     optimizer = OPTIMIZERS.build(config.optimizer)
+    found: tuple[str, dict[str, Any]] | None = ranks.from_main(lambda: find_checkpoint(order))
+    used_before = Used.recorded(found[1] if found else None, config.choices["layout"])
+    sample = pairs.train(steps.positions(1))
+    layout = settle(config.layout, sample, policy.one_text_a_row, used_before)
     plugin.prepare(policy.build, optimizer.make, config.train.max_grad_norm)
+    if not used_before:
+        layout = checked(layout, plugin, sample)
+    used = Used(LAYOUTS.name(layout), used_before.micro_batch_tokens if used_before else plugin.micro_batch_tokens)
+    most_tokens = config.train.micro_batch_tokens or used.micro_batch_tokens
+    sharing = Sharing(layout, ranks, loss.needs, config.train.micro_batch_pairs, most_tokens)
+    reference = REFERENCES.build(config.reference, plugin, sharing) if loss.needs_reference else None
     if reference and reference.beside_policy:
         plugin.hold_reference(policy.build)
     plugin.seed(config.seed)  # after what draws weights
 
-    about = manifest(config, plugin, pairs, digest)
-    checkpoint, resumed_from = ranks.from_main(lambda: find_checkpoint(order, about))
+    about = manifest(config, plugin, used, pairs, digest)
+    if found:
+        ranks.from_main(lambda: check_checkpoint(order, *found, about))
     if folder:
         folder.note(total_steps=max_steps)
         trackers.trackers += [Jsonl(), *(TRACKERS.build(tracker) for tracker in config.tracker.values())]
-        trackers.start(RunInfo(order.folder, order.experiment, resolved(config), max_steps, resumed_from))
+        begun_at = found[1]["step"] if found else 0
+        trackers.start(RunInfo(order.folder, order.experiment, resolved(config), max_steps, begun_at))
     report(plugin, optimizer, config, policy, pairs)
 
     def describe(folder: Path) -> None:
@@ -191,9 +202,9 @@ def train(
         seen = max_steps * config.train.global_batch_size if pairs.size is None else pairs.size
         reference.begin(pairs, seen, order.folder, loop.stop)
     before = answers(plugin, policy, pairs, config)
-    if checkpoint:
-        loop.resume(Path(checkpoint))
-        log.info("resumed at step %d of %d, from %s", loop.step, max_steps, checkpoint)
+    if found:
+        loop.resume(Path(found[0]))
+        log.info("resumed at step %d of %d, from %s", loop.step, max_steps, found[0])
     loop.run()
     result.metrics = loop.eval_metrics
     memory = ranks.peak_memory_bytes()
@@ -212,13 +223,15 @@ def train(
         draw_plots(order.folder)
 
 
-def manifest(config: RunConfig, plugin: Plugin, pairs: TokenizedData, model_digest: str) -> dict[str, Any]:
+def manifest(config: RunConfig, plugin: Plugin, used: Used, pairs: TokenizedData, model_digest: str) -> dict[str, Any]:
     """What a checkpoint says of its run: what must be the same where another one goes on from it, and how the work was
     split, which need not."""
     whole = resolved(config)
     split = {
         "ranks": plugin.ranks.world_size,
         "micro_batch_size": config.train.micro_batch_size,
+        "micro_batch_tokens": config.train.micro_batch_tokens,
+        **used.record(),
         **{group: config.choices.get(group) for group in SPLIT},
         **{f"{group}.{key}": value for group in SPLIT for key, value in whole[group].items()},
     }

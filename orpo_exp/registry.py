@@ -36,6 +36,7 @@ class Registry(Generic[C]):
     def __init__(self, group: str) -> None:
         self.group = group
         self._class_of: dict[type, type[C]] = {}
+        self._named: dict[str, type[C]] = {}
 
     def register(self, name: str) -> Callable[[type[C]], type[C]]:
         """Class decorator: make the class known as `name`.
@@ -50,7 +51,7 @@ class Registry(Generic[C]):
                 raise ValueError(f"{self.group} {name!r} is registered twice; give one of them another name")
             config = own_config(component)
             store.store(group=f"schema/{self.group}", name=name, node=config)
-            self._class_of[config] = component
+            self._class_of[config] = self._named[name] = component
             return component
 
         return keep
@@ -62,6 +63,14 @@ class Registry(Generic[C]):
     def of(self, config: object) -> type[C]:
         """The component's class for a typed configuration."""
         return self._class_of[type(config)]
+
+    def named(self, name: str) -> type[C]:
+        """The component's class by the name that it is chosen by."""
+        return self._named[name]
+
+    def name(self, component: C) -> str:
+        """The name by which a component is chosen."""
+        return next(name for name, of in self._named.items() if of is type(component))
 
     def build(self, config: object, *args: Any) -> C:
         """The component, made from its configuration and whatever else its group hands over."""

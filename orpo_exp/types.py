@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -119,16 +119,43 @@ class ScoreIndex:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """A stretch of a row of inputs: a trunk, then branches that go on from it.
+
+    trunk, branches: their lengths in tokens. A token sees what stands before it in the trunk and in its own branch, and
+    nothing else of the row. A branch's positions go on where the trunk's end.
+    """
+
+    trunk: int
+    branches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """What the tokens of a batch see, where that is not all that stands before them in their row: the segments of each
+    row, one after another. What a row has behind its last one pads it."""
+
+    rows: tuple[tuple[Segment, ...], ...]
+
+
+@dataclass(frozen=True)
 class Batch:
     """One micro-batch: the model's keyword arguments and what to score. It may hold no pair at all.
 
     inputs: tensors by name, (sequences, positions, ...).
     rows: its pairs' rows of the data, for messages.
+    segments: what tokens see; None: all that stands before them in their row.
     """
 
     inputs: dict[str, Tensor]
     score: ScoreIndex
     rows: tuple[int, ...]
+    segments: Segments | None = None
+
+    def to_model(self, device: torch.device) -> dict[str, Any]:
+        """What the model is called with, on its device."""
+        inputs: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.inputs.items()}
+        return inputs if self.segments is None else {**inputs, "segments": self.segments}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A plugin notices of a loss what it asks for, of a schedule what moves the weight: these are what is paired, and every
 loss, schedule and reference is in some row. The rows lie in parallel/combinations.csv; where a component has come or
-gone, `python tests/combinations.py` searches for new ones, for some ten minutes, beginning at those.
+gone, `python tests/combinations.py [SEED]` searches for new ones, for some ten minutes, beginning at those.
 """
 
 import csv
@@ -216,7 +216,7 @@ def search(rows: list[tuple[str, ...]], known: set[Any], rng: random.Random, mov
 
 def main() -> int:
     """Search for rows, beginning at those that are kept and still allowed; write them where they hold everything."""
-    rng = random.Random(0)
+    rng = random.Random(int(sys.argv[1]) if sys.argv[1:] else 0)
     pool = random_rows(rng, 6000)
     known = set().union(*map(allowed, pool))
     kept = [tuple(row.get(factor, "") for factor in factors()) for row in read()] if FILE.exists() else []
@@ -227,7 +227,7 @@ def main() -> int:
         rows.append(max(pool, key=lambda row: len(allowed(row) & lacking)))
     lacking = search(rows, known, rng, moves=400_000)
     if lacking:
-        print(f"{len(lacking)} of {len(known)} are in no row, among them {next(iter(lacking))}; begin at another seed")
+        print(f"{len(lacking)} of {len(known)} are in no row, among them {next(iter(lacking))}; give another seed")
         return 1
     with FILE.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([list(factors()), *sorted(rows)])

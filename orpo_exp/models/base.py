@@ -4,12 +4,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from orpo_exp.models.attention import Attention, kernel_for
 from orpo_exp.models.head import check_architecture, finish_logits
+from orpo_exp.models.segments import one_text_a_row, recomputed, take_segments
 from orpo_exp.registry import Registry
 from orpo_exp.schema import ConfigError, Refused, Settings, setting
 from orpo_exp.types import Builder, BuiltModel
@@ -31,11 +33,13 @@ class ModelConfig(Settings):
 class CausalLM:
     """A causal LM that is yet to be made.
 
-    tokenizer: fast, with an EOS token. build: how to make the model.
+    tokenizer: fast, with an EOS token. build: how to make the model. one_text_a_row: why its rows can hold one text
+    only, for people; None where they can hold several, as `types.Segments` has them.
     """
 
     tokenizer: "PreTrainedTokenizerBase"
     build: Builder
+    one_text_a_row: str | None
 
 
 class ModelSource(ABC):
@@ -104,7 +108,7 @@ class ModelSource(ABC):
             model.tie_weights()
             return self._built(model)
 
-        return CausalLM(tokenizer, Builder(whole, empty))
+        return CausalLM(tokenizer, Builder(whole, empty), one_text_a_row(hf_config, attention))
 
     @abstractmethod
     def told(self) -> AbstractContextManager[None]:
@@ -123,7 +127,9 @@ class ModelSource(ABC):
     def _built(self, model: "PreTrainedModel") -> BuiltModel:
         if self.config.gradient_checkpointing:
             with told_about("model.gradient_checkpointing", True, "false for this architecture"):
-                model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+                again = partial(recomputed, model.config._attn_implementation)
+                model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": again})
+        take_segments(model)
         return BuiltModel(model, finish_logits(model.config))
 
 

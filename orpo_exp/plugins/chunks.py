@@ -49,14 +49,12 @@ class ChunkedModel:
             if self.manager.is_warmup():
                 self.manager.compute_list.clear()  # in which placement auto is to find a training pass
 
-    def hidden(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """(sequences, positions, hidden) states that go into the head."""
-        to = {True: {"dtype": self.wrapper.mixed_precision}, False: {}}
-        given = {name: of.to(self.ranks.device, **to[of.is_floating_point()]) for name, of in inputs.items()}
+    def hidden(self, inputs: Mapping[str, Any]) -> Tensor:
+        """(sequences, positions, hidden) states that go into the head. inputs: what the model is called with."""
         # before it has trained, the wrapper refuses a pass without gradient under placement auto
         call = self.wrapper if torch.is_grad_enabled() else self.model
         with captured_hidden(self.head) as hidden:
-            call(**given, use_cache=False)
+            call(**inputs, use_cache=False)
         return plain(hidden[0])
 
     def logits(self, states: Tensor) -> Tensor:
@@ -66,7 +64,7 @@ class ChunkedModel:
     def logps(self, batch: Batch) -> PairLogps:
         """The log-probabilities of a batch."""
         with self.gathering():
-            return pair_logps(self.hidden(batch.inputs), self.logits, batch.score)
+            return pair_logps(self.hidden(batch.to_model(self.ranks.device)), self.logits, batch.score)
 
     @torch.no_grad()
     def score(self, micro_batches: Sequence[Batch]) -> PairLogps:
@@ -83,7 +81,8 @@ class ChunkedModel:
             tokens = []
             for text in texts:
                 with self.gathering():
-                    tokens.append(int(self.logits(self.hidden({"input_ids": text[None]})[0, -1:]).argmax()))
+                    hidden = self.hidden({"input_ids": text[None].to(self.ranks.device)})
+                    tokens.append(int(self.logits(hidden[0, -1:]).argmax()))
             return [int(token) for token in self.ranks.exchange(" ".join(map(str, tokens)))[0].split()]
 
         return greedy(prompts, max_new_tokens, eos, following)

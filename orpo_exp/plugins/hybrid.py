@@ -127,7 +127,7 @@ class Hybrid(Plugin):
         quiet = [self.wrapper.no_sync, getattr(self.optimizer, "no_sync", nullcontext), nullcontext][stage]
         with unannounced():
             with quiet():
-                self.policy.passes([batch.inputs for batch in micro_batches], loss, self.optimizer)
+                self.policy.passes([batch.to_model(self.device) for batch in micro_batches], loss, self.optimizer)
             self.wrapper.sync_shared_params()
             if stage < 2:
                 self.wrapper.sync_sp_grads()

@@ -79,16 +79,16 @@ class SplitModel:
 
     def passes(
         self,
-        inputs: Sequence[Mapping[str, Tensor]],
+        inputs: Sequence[Mapping[str, Any]],
         use: Callable[[int, Tensor], Tensor],
         optimizer: Any = None,
     ) -> None:
         """The forward passes of some micro-batches, and the backward passes where there is an optimizer.
 
-        use: called on the ranks of the last stage with the number of a micro-batch and the (sequences, positions,
-        hidden) states that go into the head; gives its loss.
+        inputs: what the model is called with. use: called on the ranks of the last stage with the number of a
+        micro-batch and the (sequences, positions, hidden) states that go into the head; gives its loss.
         """
-        on_device: list[dict[str, Any]] = [self._input(of) for of in inputs]
+        given = [self._input(of) for of in inputs]
         nothing: list[Tensor] = []
         with unannounced(), captured_hidden(self.head) if self.where.last else nullcontext(nothing) as hidden:
 
@@ -96,9 +96,9 @@ class SplitModel:
                 return use(number, hidden.pop()[:, : inputs[number]["input_ids"].shape[1]])
 
             if self.scheduler is not None:
-                run_pipeline(self.scheduler, self.wrapper, on_device, result, optimizer)
+                run_pipeline(self.scheduler, self.wrapper, given, result, optimizer)
                 return
-            for number, of in enumerate(on_device):
+            for number, of in enumerate(given):
                 self.wrapper(**of)
                 loss = result(number)
                 if optimizer is not None:
@@ -124,7 +124,7 @@ class SplitModel:
             scored.append(columns)
             return columns[0].new_zeros(())
 
-        self.passes([batch.inputs for batch in micro_batches], keep)
+        self.passes([batch.to_model(self.device) for batch in micro_batches], keep)
         parts = []
         for number, batch in enumerate(micro_batches):
             shape = (1 + batch.score.log_squared, len(batch.score.target))
@@ -145,7 +145,7 @@ class SplitModel:
                 found[number] = self.vocabulary.largest(logits)[0]
                 return logits.new_zeros(())
 
-            self.passes([{"input_ids": text[None]} for text in texts], note)
+            self.passes([{"input_ids": text[None].to(self.device)} for text in texts], note)
             tokens: list[int] = self._from_last(found).tolist()
             return tokens
 
@@ -175,16 +175,15 @@ class SplitModel:
         whole = {name: size for said in sizes for name, size in json.loads(said).items()}
         return f"{type(self.model).__name__}, {sum(whole.values()):,} parameters"
 
-    def _input(self, given: Mapping[str, Tensor]) -> dict[str, Any]:
-        """What the model is called with: on this device, and as many positions as the ranks can share evenly. What is
-        added stands behind the rest, which does not see it."""
-        ids = given["input_ids"]
-        inputs: dict[str, Any] = {name: of.to(self.device) for name, of in given.items()} | {"use_cache": False}
+    def _input(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """What the model is called with here: as many positions as the ranks can share evenly. What is added stands
+        behind the rest, which does not see it."""
+        inputs, ids = {**given, "use_cache": False}, given["input_ids"]
         if self.scheduler is not None and self.architecture.stages_want_mask:
             inputs.setdefault("attention_mask", torch.ones_like(ids, device=self.device))
         if self.sequence_ranks > 1:
             assert given.keys() == {"input_ids"}
-            inputs["input_ids"] = ids = nn.functional.pad(inputs["input_ids"], (0, -ids.shape[1] % self.sequence_ranks))
+            inputs["input_ids"] = ids = nn.functional.pad(ids, (0, -ids.shape[1] % self.sequence_ranks))
             if self.architecture.shared_want_mask:
                 inputs["attention_mask"] = causal_mask(ids, self.model.dtype)
         return inputs

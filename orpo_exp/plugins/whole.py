@@ -34,10 +34,9 @@ class WholeModel:
 
     def logps(self, batch: Batch, wrapper: nn.Module | None = None) -> PairLogps:
         """The log-probabilities of a batch. `wrapper`: what is called in the model's place, with the model inside."""
-        inputs = {name: tensor.to(self.device) for name, tensor in batch.inputs.items()}
         head = self.model.get_output_embeddings()
         with self.autocast(), captured_hidden(head) as hidden:
-            (wrapper or self.model)(**inputs, use_cache=False)
+            (wrapper or self.model)(**batch.to_model(self.device), use_cache=False)
         with self.autocast():  # (rows, columns, hidden) and the index -> (scored tokens,) by span
             return pair_logps(hidden[0], lambda states: self.finish_logits(head(states)), batch.score)
 

@@ -43,21 +43,24 @@ def has_work(order: RunOrder) -> bool:
     return bool(result["status"] != "completed")
 
 
-def find_checkpoint(order: RunOrder, about: Mapping[str, Any]) -> tuple[str | None, int]:
-    """Where the run goes on: the newest whole checkpoint of its own, or the one it was given, and its step; None and 0
-    at the beginning. `about`: what a manifest written now would say.
+def find_checkpoint(order: RunOrder) -> tuple[str, dict[str, Any]] | None:
+    """Where the run goes on: the newest whole checkpoint of its own, or the one it was given, and its manifest; None at
+    the beginning.
 
     A run that was given another's checkpoint and has saved some itself since goes on from its own.
-    Raises Refused for a checkpoint that is damaged, or of a run with other settings, data or another starting model.
+    Raises Refused for a checkpoint that is damaged.
     """
     given = order.config.resume
     found = newest_valid(order.folder / "checkpoints")
     if found is None and given not in (AUTO, NEVER):
         path = Path(given).resolve()
         found = newest_valid(path / "checkpoints") if (path / "checkpoints").is_dir() else (path, verify(path))
-    if found is None:
-        return None, 0
-    checkpoint, manifest = found
+    return None if found is None else (str(found[0]), found[1])
+
+
+def check_checkpoint(order: RunOrder, checkpoint: str, manifest: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of a run with other settings, data or another starting model; warn where the curve may go on
+    other than bit for bit. `about`: what a manifest written now would say."""
     changed = differences(manifest["settings"], order)
     # the first checkpoints did not say of which model they are
     changed += [what for key, what in SAME.items() if manifest.get(key, about[key]) != about[key]]
@@ -73,7 +76,6 @@ def find_checkpoint(order: RunOrder, about: Mapping[str, Any]) -> tuple[str | No
     if manifest["versions"] != about["versions"]:
         then = ", ".join(f"{k} {v}" for k, v in manifest["versions"].items() if about["versions"].get(k) != v)
         log.warning("the checkpoint was written with %s: the curve may go on other than bit for bit", then)
-    return str(checkpoint), manifest["step"]
 
 
 def refuse_unusable(given: Path, folder: Path) -> None:

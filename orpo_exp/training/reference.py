@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 TRAIN, HELD_OUT = "train", "held_out"
 PARTS = "reference_parts"  # in the run's folder
-ROUNDS = 64  # micro-batches of each replica that are scored and kept as one part
+PART = 512  # pairs of each replica that are scored and kept as one part
 Draws = Callable[[], Iterator[list[TokenizedPair]]]  # all pairs of a split, some at a time, as often as it is called
 
 
@@ -131,7 +131,7 @@ class Cached(Reference):
 
         Pairs are drawn some at a time, and what is kept of them is flat: memory stays that of a loss without reference.
         """
-        size = ROUNDS * self.sharing.micro_batch_size * self.plugin.ranks.replicas
+        size = PART * self.plugin.ranks.replicas
         held_out = data.held_out
         draws: dict[str, Draws] = {
             TRAIN: lambda: (data.train(range(i, min(i + size, train_pairs))) for i in range(0, train_pairs, size)),

@@ -3,7 +3,9 @@
 from dataclasses import dataclass, field
 
 from orpo_exp.metrics import Direction
-from orpo_exp.schema import Settings, setting
+from orpo_exp.schema import ConfigError, Settings, setting
+
+AUTO = "auto"
 
 
 @dataclass
@@ -11,7 +13,8 @@ class TrainConfig(Settings):
     """The loop's settings; pairs and optimizer steps are the units."""
 
     global_batch_size: int = setting(64, ge=1)
-    micro_batch_size: int = setting(16, ge=1, affects_numbers=False)
+    micro_batch_size: int | str = setting(AUTO, ge=1, affects_numbers=False)
+    micro_batch_tokens: int | None = setting(None, ge=1, affects_numbers=False)
     max_steps: int | None = setting(None, ge=1)
     epochs: float | None = setting(None, gt=0)
     max_grad_norm: float | None = setting(1.0, gt=0)
@@ -24,6 +27,17 @@ class TrainConfig(Settings):
     best_direction: Direction | None = field(default=None, metadata={"affects_numbers": False})
     samples: int = setting(4, ge=0, affects_numbers=False)
     sample_tokens: int = setting(64, ge=1, affects_numbers=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.micro_batch_size, str) and self.micro_batch_size != AUTO:
+            allowed = "auto, or a whole number from 1"
+            raise ConfigError("micro_batch_size", self.micro_batch_size, allowed, "Choose one of these.")
+
+    @property
+    def micro_batch_pairs(self) -> int | None:
+        """How many pairs a micro-batch has at most; None where tokens are counted."""
+        return None if self.micro_batch_tokens or isinstance(self.micro_batch_size, str) else self.micro_batch_size
 
     def total_steps(self, steps_per_epoch: int | None) -> int:
         """Optimizer steps of a run: max_steps where it is given, else as many as the epochs hold."""

@@ -1,8 +1,10 @@
 """How the pairs of one global step are shared among replicas and micro-batches."""
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import TypeVar
 
 from orpo_exp.layouts import Layout
@@ -16,13 +18,15 @@ Logps = TypeVar("Logps", PairLogps, TokenLogps)
 class Sharing:
     """How a run's work is split, for every set of pairs that is to be scored.
 
-    needs: what is computed of each pair beyond its answers. micro_batch_size: pairs in a micro-batch, at most.
+    needs: what is computed of each pair beyond its answers. most_pairs, most_tokens: in a micro-batch; of one at most,
+    or where that is None, about so many of the other.
     """
 
     layout: Layout
     ranks: Ranks
     needs: frozenset[Need]
-    micro_batch_size: int
+    most_pairs: int | None
+    most_tokens: int
 
     def of(self, pairs: Sequence[TokenizedPair]) -> "Share":
         """This replica's share of the pairs, in micro-batches of which some may be empty.
@@ -32,9 +36,15 @@ class Sharing:
         """
         ordered = sorted(pairs, key=lambda pair: -self.layout.cost(pair))
         replicas, replica = self.ranks.replicas, self.ranks.replica
-        rounds = max(1, -(-len(ordered) // (self.micro_batch_size * replicas)))
+        # how much of the work lies before each pair, and how much a micro-batch may have of it
+        weights, most = [1] * len(ordered), self.most_pairs
+        if most is None:
+            weights, most = [self.layout.cost(pair) for pair in ordered], self.most_tokens
+        before = list(accumulate(weights, initial=0))
+        fullest = -(-len(ordered) // replicas)  # rounds in which a pair is all that a micro-batch has
+        rounds = max(1, min(fullest, -(-before[-1] // (most * replicas))))
         groups = rounds * replicas
-        bounds = [len(ordered) * i // groups for i in range(groups + 1)]
+        bounds = [bisect_right(before, before[-1] * i // groups) - 1 for i in range(groups + 1)]
         own = [round_ * replicas + replica for round_ in range(rounds)]
         return Share(self, [ordered[bounds[g] : bounds[g + 1]] for g in own], Counts.of(pairs))
 

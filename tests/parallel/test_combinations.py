@@ -10,7 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from combinations import MOST, RANKS, allowed, base, command, config_of, factors, held_by, options, random_rows, read
+from combinations import (
+    MOST,
+    RANKS,
+    allowed,
+    base,
+    command,
+    config_of,
+    factors,
+    held_by,
+    options,
+    parts,
+    random_rows,
+    read,
+)
 from support import order_of, run_all, uneven_rows
 
 from orpo_exp.models.attention import Attention
@@ -46,11 +59,13 @@ def runs(tmp_path_factory) -> Path:
 
 
 def alone(order: RunOrder) -> RunOrder:
-    """The same run on one process, in float32, with nothing split or saved."""
+    """The same run on one process, in float32, each answer in a row of its own, with nothing split or saved."""
     config = order.config
     model = replace(config.model, attention=Attention.sdpa, gradient_checkpointing=False)
     train = replace(config.train, micro_batch_size=config.train.global_batch_size)
-    whole = replace(config, model=model, train=train, plugin=base().plugin, choices=config.choices | {"plugin": "ddp"})
+    plain = {"plugin": base().plugin, "layout": parts()["layout"]["padded"]}
+    choices = config.choices | {"plugin": "ddp", "layout": "padded"}
+    whole = replace(config, model=model, train=train, choices=choices, **plain)
     return replace(order, config=whole, folder=order.folder.with_name(f"{order.folder.name}, alone"))
 
 

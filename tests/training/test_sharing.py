@@ -18,8 +18,8 @@ class Place:
     replicas: int
 
 
-def share(pairs, micro_batch_size: int, replicas: int, replica: int) -> Share:
-    return Sharing(Padded(Padded.Config()), Place(replica, replicas), frozenset(), micro_batch_size).of(pairs)
+def share(pairs, most_pairs: int | None, replicas: int, replica: int, most_tokens: int = 0) -> Share:
+    return Sharing(Padded(Padded.Config()), Place(replica, replicas), frozenset(), most_pairs, most_tokens).of(pairs)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 8, 64])
@@ -33,6 +33,25 @@ def test_every_pair_once_in_equally_many_micro_batches(count, micro_batch_size, 
     assert all(len(batch) <= micro_batch_size for of_replica in shares for batch in of_replica)
     rows = sorted(pair.row for of_replica in shares for batch in of_replica for pair in batch)
     assert rows == list(range(count))
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 7, 64])
+@pytest.mark.parametrize("most_tokens", [1, 40, 200, 100_000])
+@pytest.mark.parametrize("replicas", [1, 2, 4])
+def test_by_tokens_micro_batches_are_equally_many_and_about_as_large_as_they_may_be(count, most_tokens, replicas):
+    pairs = random_pairs(count, 50)
+    shares = [share(pairs, None, replicas, replica, most_tokens).parts for replica in range(replicas)]
+    assert len({len(of_replica) for of_replica in shares}) == 1
+    batches = [batch for of_replica in shares for batch in of_replica]
+    assert sorted(pair.row for batch in batches for pair in batch) == list(range(count))
+    longest = max((pair.length for pair in pairs), default=0)
+    tokens = [sum(pair.length for pair in batch) for batch in batches]
+    whole = sum(tokens)
+    equal = whole / len(batches)  # more than the most where there are no more pairs to give each a batch
+    assert all(of <= max(most_tokens, equal) + longest for of in tokens)  # cut between two pairs
+    assert len(batches) <= max(replicas, min(-(-whole // most_tokens) + replicas, count + replicas))
+    if most_tokens > longest and len(batches) > replicas:
+        assert max(tokens) - min(tokens) <= 2 * longest  # no replica waits long for another
 
 
 def test_pairs_of_like_length_share_a_micro_batch():
