@@ -20,6 +20,7 @@ from support import order_of
 
 from orpo_exp.composition import compose
 from orpo_exp.config import RunConfig, check, typed_part
+from orpo_exp.layouts import LAYOUTS
 from orpo_exp.losses import LAM_SCHEDULES, LOSSES, Loss
 from orpo_exp.models.attention import Attention
 from orpo_exp.optimizers import OPTIMIZERS
@@ -96,6 +97,7 @@ def factors() -> dict[str, list[str]]:
     """Every factor's values that a CPU can run."""
     groups = {group: list(of) for group, of in parts().items()}
     groups["plugin"] = list(RANKS)
+    groups["layout"].remove("auto")  # it comes to one of the others
     groups["optimizer"] = [name for name, of in parts()["optimizer"].items() if OPTIMIZERS.of(of).lacking() is None]
     return groups | SETTINGS
 
@@ -131,6 +133,11 @@ def moved_by(schedule: str) -> str:
     return "metrics" if kind.needs_metrics else "the step" if kind.varies else "nothing"
 
 
+def texts(layout: str) -> str:
+    """What a plugin notices of a layout."""
+    return "several texts a row" if LAYOUTS.of(parts()["layout"][layout]).several_texts else "one text a row"
+
+
 def asked_for(loss: str) -> Row:
     """What a plugin notices of a loss."""
     of = loss_named(loss)
@@ -144,10 +151,11 @@ def held_by(row: Row) -> Held:
     noticed = asked_for(row["loss"]) | {
         "lam_schedule": moved_by(row["lam_schedule"]),
         "reference": reference.removesuffix(" by half"),
+        "layout": texts(row["layout"]),
     }
     paired = {factor: value for factor, value in (row | noticed).items() if factor != "loss"}
     somewhere = row | {"reference": reference}
-    single = [((factor, somewhere[factor]),) for factor in ("loss", "lam_schedule", "reference")]
+    single = [((factor, somewhere[factor]),) for factor in ("loss", "lam_schedule", "reference", "layout")]
     return frozenset([*combinations(paired.items(), 2), *single])
 
 
@@ -170,7 +178,8 @@ def alike(factor: str) -> list[list[str]]:
         if factor == "loss":
             kind = f"{asked_for(value)} {loss_named(value).needs_reference} {bool(loss_named(value).weight_field)}"
         else:
-            kind = moved_by(value) if factor == "lam_schedule" else value
+            told_by = {"lam_schedule": moved_by, "layout": texts}
+            kind = told_by.get(factor, str)(value)
         told.setdefault(kind, []).append(value)
     return list(told.values())
 

@@ -42,7 +42,9 @@ def test_every_layout_has_the_same_curve(run, pairs_file, loss):
     exact = terms(padded)
     assert len(exact) == 50 + 3
     for layout in ("layout=shared_prefix", "layout=packed", "layout=auto"):
-        for ours, theirs in zip(terms(run(*BASE, *LOSSES[loss], layout, folder=layout.partition("=")[2])), exact, strict=True):
+        for ours, theirs in zip(
+            terms(run(*BASE, *LOSSES[loss], layout, folder=layout.partition("=")[2])), exact, strict=True
+        ):
             assert ours == pytest.approx(theirs, rel=1e-4)
 
 
