@@ -136,6 +136,6 @@ def test_kto_takes_the_answers_of_another_pair_where_a_batch_has_but_one(run, pa
     rows = pairs_file.read_text().splitlines(keepends=True)
     pairs_file.write_text("".join(rows[: 21 + held_out]))
     size = f"train.global_batch_size={20 // 5}"
-    run(*BASE, f"data.eval_size={held_out}", "loss=kto", size, "train.max_steps=6", "train.epochs=1")
+    run(*BASE, f"data.eval_size={held_out}", "loss=kto", "layout=padded", size, "train.max_steps=6", "train.epochs=1")
     assert own
     assert not any(own)

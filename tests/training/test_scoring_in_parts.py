@@ -15,7 +15,7 @@ from orpo_exp.training import reference
 BASE = [
     "+experiment=orpo", "model=tiny", "data=json", "data.path=pairs.jsonl", "data.eval_size=4", "tracker=[]",
     "train.epochs=1", "train.global_batch_size=8", "train.micro_batch_size=2", "train.samples=0", "optimizer.lr=1e-3",
-    "loss=dpo", "reference=cached",
+    "loss=dpo", "reference=cached", "layout=padded",
 ]  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def scored(monkeypatch) -> list[int]:
         return score(self, micro_batches, *which)
 
     monkeypatch.setattr(DDP, "score", counting)
-    monkeypatch.setattr(reference, "ROUNDS", 1)
+    monkeypatch.setattr(reference, "PART", 2)
     return seen
 
 
