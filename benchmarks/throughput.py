@@ -5,7 +5,7 @@
 """Pairs per second and memory on this machine's CPU, against TRL 1.16's ORPO and DPO trainers, side by side.
 
     uv run benchmarks/throughput.py                         # generated pairs: long shared prompts; short prompts
-    uv run benchmarks/throughput.py --pairs FILE            # others: ShareGPT-like JSON with conversations, chosen, rejected
+    uv run benchmarks/throughput.py --pairs FILE            # others: ShareGPT-like JSON
     uv run benchmarks/throughput.py --loss dpo --rounds 1
 
 A Llama with 4 layers of 256 and a vocabulary of 16,000 trains in float32, 8 pairs a step, from the same weights, on the
@@ -202,7 +202,8 @@ def compare(name: str, pairs: Pairs, loss: str, rounds: int, steps: int, micro_b
         ours_file, trl_file = folder / "pairs.jsonl", folder / "in_order.jsonl"
         ours_file.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
         (folder / "held_out.jsonl").write_text(json.dumps(pairs[0]) + "\n")
-        ask = "import json; from orpo_exp.data.order import Order; o = Order({}, {}, 0); print(json.dumps([o.positions(s) for s in range(1, {})]))"
+        ask = "import json; from orpo_exp.data.order import Order; o = Order({}, {}, 0)\n"
+        ask += "print(json.dumps([o.positions(s) for s in range(1, {})]))"
         batches = json.loads(in_project("-c", ask.format(len(pairs), BATCH, steps + 1), cwd=folder))
         trl_file.write_text("".join(json.dumps(pairs[i]) + "\n" for batch in batches for i in batch))
         counts = json.loads(in_project("-c", COUNT, str(folder / "full"), str(ours_file), str(LONGEST), cwd=folder))
@@ -233,7 +234,8 @@ def compare(name: str, pairs: Pairs, loss: str, rounds: int, steps: int, micro_b
     return {
         "data": name, "loss": loss, "prompt": statistics.mean(of[0] for of in used),
         "chosen": statistics.mean(of[1] for of in used), "rejected": statistics.mean(of[2] for of in used),
-        "pairs/s": speed, "tokens/s": speed * mean, "TRL pairs/s": theirs, "TRL micro-batch": best, "times": speed / theirs,
+        "pairs/s": speed, "tokens/s": speed * mean, "TRL pairs/s": theirs, "TRL micro-batch": best,
+        "times": speed / theirs,
         "growth MB": (median(ours, "peak") - idle_ours) / 1e6,
         "TRL growth MB": (median(trl[best], "peak") - idle_trl) / 1e6,
         "memory": (median(ours, "peak") - idle_ours) / (median(trl[best], "peak") - idle_trl),
