@@ -150,14 +150,14 @@ def in_project(*command: str, cwd: Path) -> str:
     return done.stdout
 
 
-def run_ours(loss: str, model: Path, pairs: Path, folder: Path, steps: int, more: list[str]) -> dict[str, Any]:
+def run_ours(loss: str, model: Path, pairs: Path, folder: Path, steps: int) -> dict[str, Any]:
     """Train with orpo_exp, by its command line."""
     in_project(
         "-m", "orpo_exp", "+experiment=orpo", f"loss={loss}", "data=json", f"data.path={pairs}",
         f"data.eval_path={pairs.with_name('held_out.jsonl')}", f"data.max_length={LONGEST}", "model=hf",
         f"model.path={model}", f"hydra.run.dir={folder}", "tracker=[]", f"train.global_batch_size={BATCH}",
         f"train.max_steps={steps}", "train.eval_every=0", "train.save_every=0", "train.samples=0",
-        f"optimizer.lr={LR}", "scheduler=constant", "scheduler.warmup=0", *more, cwd=pairs.parent,
+        f"optimizer.lr={LR}", "scheduler=constant", "scheduler.warmup=0", cwd=pairs.parent,
     )  # fmt: skip
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if row["split"] == "train"]
@@ -210,11 +210,11 @@ def compare(name: str, pairs: Pairs, loss: str, rounds: int, steps: int, micro_b
         used = [counts[i] for batch in batches for i in batch]
 
         idle_trl = run_trl(loss, folder / "tiny", trl_file, 1, 1)["peak"]
-        idle_ours = run_ours(loss, folder / "tiny", ours_file, folder / "idle", 1, [])["peak"]
+        idle_ours = run_ours(loss, folder / "tiny", ours_file, folder / "idle", 1)["peak"]
         trl: dict[int, list[dict[str, Any]]] = {size: [] for size in micro_batches}
         ours = []
         for number in range(rounds):
-            ours.append(run_ours(loss, folder / "full", ours_file, folder / f"ours-{number}", steps, []))
+            ours.append(run_ours(loss, folder / "full", ours_file, folder / f"ours-{number}", steps))
             print(f"  {name}, orpo_exp: {ours[-1]['pairs_per_second']:.2f} pairs/s", file=sys.stderr)
             for size, found in trl.items():
                 found.append(run_trl(loss, folder / "full", trl_file, size, steps))

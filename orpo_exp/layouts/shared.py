@@ -74,7 +74,6 @@ class _Row:
     def add(self, prompt: Tensor, of: Answers, runs: dict[Span, list[Run]]) -> None:
         """Write a prompt and the answers behind it."""
         last = self.length + len(prompt) - 1  # the prompt's last token
-        runs[Span.prompt].append((self.number, torch.arange(self.length, last), prompt[1:]))
         self._write(prompt, 0)
         for span, answer in of.items():
             rest = torch.arange(self.length, self.length + len(answer) - 1)
@@ -95,11 +94,10 @@ def _batch(pairs: Sequence[Sequence[TokenizedPair]], needs: frozenset[Need], sha
     for number, of_row in enumerate(pairs):
         row = _Row(number)
         for pair in of_row:
-            texts = answers(pair, needs)
+            texts, prompt = answers(pair, needs), pair.prompt_ids
+            runs[Span.prompt].append((number, torch.arange(row.length, row.length + len(prompt) - 1), prompt[1:]))
             for of in [texts] if share else [{span: answer} for span, answer in texts.items()]:
-                row.add(pair.prompt_ids, of, runs)
-            if not share:
-                del runs[Span.prompt][1 - len(texts) :]  # each answer's copy of the prompt but the first
+                row.add(prompt, of, runs)
         rows.append(row)
     nothing = [torch.zeros(1, dtype=torch.int64)]
     return Batch(
