@@ -60,16 +60,20 @@ def read(path: Path) -> Pairs:
     return [{"prompt": f"{prompt}gpt:", **both} for prompt, both in zip(prompts, answers, strict=True)]
 
 
-def write_model(folder: Path, sizes: dict[str, int], pairs: Pairs) -> None:
-    """A random Llama and a tokenizer with a token for each word, or trained on the pairs where there are more words."""
+def write_model(folder: Path, sizes: dict[str, int], pairs: Pairs, longest: int = LONGEST) -> int:
+    """A random Llama and a tokenizer with a token for each word, or trained on the pairs where there are more words.
+
+    Returns how many parameters it has.
+    """
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = {**sizes, "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": LONGEST}
+    config = {**sizes, "num_attention_heads": 4, "num_key_value_heads": 4, "max_position_embeddings": longest}
     tokens = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
-    LlamaForCausalLM(LlamaConfig(**config, **tokens, tie_word_embeddings=False)).save_pretrained(folder)
+    model = LlamaForCausalLM(LlamaConfig(**config, **tokens, tie_word_embeddings=False))
+    model.save_pretrained(folder)
     whole = {"model_type": "llama", **config, **tokens, "tie_word_embeddings": False, "torch_dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(whole))  # in the spelling of transformers 4
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -83,7 +87,8 @@ def write_model(folder: Path, sizes: dict[str, int], pairs: Pairs) -> None:
         tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=WORDS, special_tokens=special))
     tokenizer.save(str(folder / "tokenizer.json"))
     names = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "eos_token": "</s>"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(names | {"model_max_length": LONGEST}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | {"model_max_length": longest}))
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def train_trl(loss: str, model: str, pairs: str, micro_batch: int, steps: int) -> dict[str, Any]:
@@ -150,12 +155,14 @@ def in_project(*command: str, cwd: Path) -> str:
     return done.stdout
 
 
-def run_ours(loss: str, model: Path, pairs: Path, folder: Path, steps: int) -> dict[str, Any]:
+def run_ours(
+    loss: str, model: Path, pairs: Path, folder: Path, steps: int, batch: int = BATCH, longest: int = LONGEST
+) -> dict[str, Any]:
     """Train with orpo_exp, by its command line."""
     in_project(
         "-m", "orpo_exp", "+experiment=orpo", f"loss={loss}", "data=json", f"data.path={pairs}",
-        f"data.eval_path={pairs.with_name('held_out.jsonl')}", f"data.max_length={LONGEST}", "model=hf",
-        f"model.path={model}", f"hydra.run.dir={folder}", "tracker=[]", f"train.global_batch_size={BATCH}",
+        f"data.eval_path={pairs.with_name('held_out.jsonl')}", f"data.max_length={longest}", "model=hf",
+        f"model.path={model}", f"hydra.run.dir={folder}", "tracker=[]", f"train.global_batch_size={batch}",
         f"train.max_steps={steps}", "train.eval_every=0", "train.save_every=0", "train.samples=0",
         f"optimizer.lr={LR}", "scheduler=constant", "scheduler.warmup=0", cwd=pairs.parent,
     )  # fmt: skip

@@ -55,7 +55,11 @@ MORE = {
         "synced by half": ["reference=synced", "reference.every=1", "reference.mix=0.5"],
         "cached": ["reference=cached", "reference.folder=cache"],
     },
-    "optimizer": {"galore": ["optimizer=galore", "optimizer.rank=16"]},  # of matrices that are 64 wide
+    "optimizer": {
+        "galore": ["optimizer=galore", "optimizer.rank=16"],  # of matrices that are 64 wide
+        # it moves a matrix by this share of its norm: less is lost at first where weights have 16 bits
+        "lamb": ["optimizer=lamb", "optimizer.lr=1e-2"],
+    },
 }
 GROUPS = ("plugin", "loss", "reference", "lam_schedule", "optimizer", "layout")
 SETTINGS = {

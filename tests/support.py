@@ -1,5 +1,6 @@
 """What several tests share."""
 
+import contextlib
 import errno
 import json
 import os
@@ -95,7 +96,8 @@ def wait_for_end(process: subprocess.Popen[str], code: int = 0, timeout: float =
     try:
         output, _ = process.communicate(timeout=timeout)
     finally:
-        process.kill()
+        if process.poll() is None:
+            kill_tree(process)
     assert process.returncode == code, output
     return output
 
@@ -117,8 +119,9 @@ def kill_tree(process: subprocess.Popen[str]) -> None:
     """SIGKILL a process and all its children at once, the children first."""
     pids = [*children(process.pid), process.pid]
     for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    process.communicate()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.communicate(timeout=60)
     while any(Path(f"/proc/{pid}").exists() for pid in pids):
         time.sleep(0.01)
 

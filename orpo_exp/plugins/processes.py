@@ -58,11 +58,15 @@ def start_ranks(count: int, entry: Callable[..., int], *arguments: Any) -> int:
     ranks: list[BaseProcess] = [
         context.Process(target=_rank, args=(Place(i, i, count, store.port), entry, *arguments)) for i in range(count)
     ]
-    for process in ranks:
-        process.start()
-    with handed_on(ranks) as received:
-        code = _wait(ranks, received)
-    return code
+    try:
+        for process in ranks:
+            process.start()
+        with handed_on(ranks) as received:
+            return _wait(ranks, received)
+    finally:  # none is left alone where waiting for them was cut short
+        for process in ranks:
+            if process.is_alive():
+                process.kill()
 
 
 def end_with_parent() -> None:
