@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from plugin_cases import CASES, PLUGINS, compared, orders, write_pairs
+from plugin_cases import ALONE, CASES, PLUGINS, compared, orders, write_pairs
 from support import run_all
 
 from orpo_exp.plugins import Place, Precision, start_ranks
@@ -125,7 +125,7 @@ def main() -> int:
         os.chdir(folder)
         write_pairs(folder)
         alone = [of for of in PRECISIONS if of.value in AUTOCAST.values()]
-        start_ranks(1, quietly, [order for of in alone for order in planned(folder, "ddp", ["plugin=ddp"], of)[0]])
+        start_ranks(1, quietly, [order for of in alone for order in planned(folder, "ddp", ALONE, of)[0]])
         show(TITLES)
         for name in names:
             ranks, plugin = SETTINGS[name]

@@ -38,6 +38,7 @@ PLUGINS = {  # ranks, overrides, the precision with half the bits
     "tp2 x pp2": (4, ["plugin=hybrid", "plugin.tp_size=2", "plugin.pp_size=2"], "bf16_weights"),
     "dp2 x pp2": (4, ["plugin=hybrid", "plugin.pp_size=2"], "bf16_weights"),
 }
+ALONE = ["plugin=ddp", "layout=padded"]  # what they are compared with; theirs is the default, several texts a row
 NOT_COMPARED = {"split", "step", *RATES}
 
 

@@ -6,7 +6,7 @@ The fixed run of plugin_cases.py. The ranks of a plugin are started once. The wh
 from pathlib import Path
 
 import pytest
-from plugin_cases import BASE, CASES, PLUGINS, compared, orders, write_pairs
+from plugin_cases import ALONE, BASE, CASES, PLUGINS, compared, orders, write_pairs
 from support import numbers, run_all, start_run, wait_for_end
 
 from orpo_exp.plugins import start_ranks
@@ -34,7 +34,7 @@ def runs(tmp_path_factory) -> Path:
         patch.chdir(folder)
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
-        start(1, orders(folder, "ddp", ["plugin=ddp"], CASES, "fp32") + orders(folder, "ddp", [], HALF, "bf16"))
+        start(1, orders(folder, "ddp", ALONE, CASES, "fp32") + orders(folder, "ddp", ALONE, HALF, "bf16"))
     return folder
 
 
