@@ -234,7 +234,7 @@ def compare(name: str, pairs: Pairs, loss: str, rounds: int, steps: int, micro_b
     speed, theirs = median(ours, "pairs_per_second"), median(trl[best], "pairs_per_second")
     tokens = [prompt + chosen + rejected for prompt, chosen, rejected in used]
     mean = sum(tokens) / len(tokens)
-    micro = max(1, round(mean * BATCH / 512))  # micro-batches of a step; see Plugin.micro_batch_tokens
+    micro = max(1, round(mean * BATCH / 1024))  # micro-batches of a step; see Plugin.micro_batch_tokens
     scored = sum(sum(of) - (of[0] if loss == "dpo" else 1) for of in used) / len(used)
     passes = [(round((mean - 2) * BATCH / micro), round(scored * BATCH / micro))] * micro
     curve = max(abs(a - b) / abs(a) for a, b in zip(trl[best][0]["losses"], ours[0]["losses"], strict=True))

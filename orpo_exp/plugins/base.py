@@ -105,7 +105,7 @@ class Plugin(ABC):
             torch.set_float32_matmul_precision("high")
         self.loss_scale = LossScale(config.precision)
         # about as many as are fast: on a CPU what its caches hold, on a GPU what keeps its many cores at work
-        self.micro_batch_tokens = 512 if self.device.type == "cpu" else 8192
+        self.micro_batch_tokens = 1024 if self.device.type == "cpu" else 8192
         self.ranks = Ranks(place, self.device, self.replica_of(config, place.world_size))
 
     @classmethod

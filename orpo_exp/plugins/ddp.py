@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ class DDP(Plugin):
     def adopt(
         self, model: Any, optimizer: Any, finish_logits: Callable[[Tensor], Tensor], max_grad_norm: float | None
     ) -> None:
-        self.wrapper, self.optimizer = model, optimizer
+        # a rank that is alone has nobody to tell of its gradients, and no need for the memory in which they travel
+        self.wrapper, self.optimizer = model if self.ranks.world_size > 1 else model.unwrap(), optimizer
         self.policy = WholeModel(BuiltModel(model.unwrap(), finish_logits), self.device, self.config.precision.dtype)
         self.models[Which.policy] = self.policy
         self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
@@ -69,6 +71,9 @@ class DDP(Plugin):
 
     @override
     def forward_backward(self, micro_batches: Sequence[Batch], objective: Objective) -> list[LossOutput]:
+        def quiet() -> AbstractContextManager[object]:
+            return self.booster.no_sync(self.wrapper, self.optimizer) if self.ranks.world_size > 1 else nullcontext()
+
         # DDP averages over ranks; the objective's shares are to be summed
         factor = self.ranks.replicas * self.loss_scale.scale
         return accumulate(
@@ -77,7 +82,7 @@ class DDP(Plugin):
             micro_batches,
             objective,
             lambda loss: self.booster.backward(loss * factor, self.optimizer),
-            quiet=lambda: self.booster.no_sync(self.wrapper, self.optimizer),
+            quiet=quiet,
         )
 
     @override

@@ -61,7 +61,7 @@ def test_the_log_says_which_layout_and_the_checkpoint_records_it(run, pairs_file
     (why,) = said(folder)
     assert why.startswith("packed, which computes ")
     split = json.loads((folder / "checkpoints/latest/manifest.json").read_text())["split"]
-    assert (split["layout"], split["used.layout"], split["used.micro_batch_tokens"]) == ("auto", "packed", 512)
+    assert (split["layout"], split["used.layout"], split["used.micro_batch_tokens"]) == ("auto", "packed", 1024)
 
 
 def test_a_run_goes_on_with_the_layout_and_the_sizes_that_it_used(run, pairs_file, cut_off, monkeypatch):
