@@ -129,15 +129,16 @@ class Zero(Plugin):
     def forward_backward(self, micro_batches: Sequence[Batch], objective: Objective) -> list[LossOutput]:
         # ZeRO averages over ranks; the objective's shares are to be summed
         factor = self.ranks.replicas * self.loss_scale.scale
-        return accumulate(
-            self.policy,
-            self.wrapper,
-            micro_batches,
-            objective,
-            lambda loss: self.booster.backward(loss * factor, self.optimizer),
-            # with stage 2 nobody keeps a whole gradient: it travels with each micro-batch
-            quiet=nullcontext if self.stage == 2 else self.optimizer.no_sync,
-        )
+        with unannounced():
+            return accumulate(
+                self.policy,
+                self.wrapper,
+                micro_batches,
+                objective,
+                lambda loss: self.booster.backward(loss * factor, self.optimizer),
+                # with stage 2 nobody keeps a whole gradient: it travels with each micro-batch
+                quiet=nullcontext if self.stage == 2 else self.optimizer.no_sync,
+            )
 
     @override
     def step(self, lr: float) -> float | None:
