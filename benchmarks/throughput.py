@@ -1,12 +1,12 @@
 # /// script
 # requires-python = ">=3.11,<3.14"
-# dependencies = ["trl==1.16.0", "transformers==5.23.0", "torch==2.13.0"]
+# dependencies = ["trl==1.16.0", "transformers==5.23.0", "torch==2.13.0", "matplotlib>=3.9"]
 # ///
 """Pairs per second and memory on this machine's CPU, against TRL 1.16's ORPO and DPO trainers, side by side.
 
     uv run benchmarks/throughput.py                         # generated pairs: long shared prompts; short prompts
     uv run benchmarks/throughput.py --pairs FILE            # others: ShareGPT-like JSON
-    uv run benchmarks/throughput.py --loss dpo --rounds 1
+    uv run benchmarks/throughput.py --loss orpo dpo --plot throughput.svg
 
 A Llama with 4 layers of 256 and a vocabulary of 16,000 trains in float32, 8 pairs a step, from the same weights, on the
 same batches in the same order. TRL runs at micro-batches of 8, 4, 2 and 1 and its best one counts; orpo_exp chooses for
@@ -267,13 +267,14 @@ print(json.dumps(found))
 def main() -> None:
     """Run what was asked for and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--loss", choices=["orpo", "dpo"], default="orpo")
+    parser.add_argument("--loss", choices=["orpo", "dpo"], nargs="+", default=["orpo"])
     parser.add_argument("--pairs", type=Path, help="a file of pairs, in place of the generated ones")
     parser.add_argument("--rounds", type=int, default=3, help="how often each side trains; medians count")
     parser.add_argument("--steps", type=int, default=15, help="steps of each run")
     parser.add_argument(
         "--micro-batches", type=int, nargs="+", default=[8, 4, 2, 1], help="TRL's, of which the best counts"
     )
+    parser.add_argument("--plot", type=Path, help="a picture of the table, as .svg or .png")
     parser.add_argument("--trl", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.trl:
@@ -284,13 +285,39 @@ def main() -> None:
         if args.pairs
         else {name: generated(means, BATCH * args.steps) for name, means in GENERATED.items()}
     )
-    rows = [compare(name, of, args.loss, args.rounds, args.steps, args.micro_batches) for name, of in data.items()]
+    rows = [
+        compare(name, of, loss, args.rounds, args.steps, args.micro_batches)
+        for loss in args.loss
+        for name, of in data.items()
+    ]
+    titles = [title for title in rows[0] if title != "layout"]
+    print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles))
     for row in rows:
-        print(
-            *(f"{key}: {value:.3g}" if isinstance(value, float) else f"{key}: {value}" for key, value in row.items()),
-            sep="\n",
-            end="\n\n",
-        )
+        values = [row[title] for title in titles]
+        print("| " + " | ".join(f"{of:.3g}" if isinstance(of, float) else str(of) for of in values) + " |")
+    print(*{row["layout"] for row in rows}, sep="\n")
+    if args.plot:
+        draw(rows, args.plot)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Bars of both sides, speed on the left and memory on the right."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.2 + 0.8 * len(rows)), layout="constrained")
+    panels = (("pairs per second", "pairs/s", "TRL pairs/s"), ("growth of memory in MB", "growth MB", "TRL growth MB"))
+    places, both = range(len(rows)), figure.subplots(1, 2, sharey=True)
+    for axes, (title, ours, theirs) in zip(both, panels, strict=True):
+        for side, name, shift in ((ours, "orpo_exp", -0.2), (theirs, "TRL, at its best micro-batch", 0.2)):
+            bars = axes.barh([place + shift for place in places], [row[side] for row in rows], 0.38, label=name)
+            axes.bar_label(bars, fmt=lambda of: f"{of:.3g}" if of < 100 else f"{of:.0f}", padding=2, fontsize=8)
+        axes.set_title(title, fontsize=10)
+        axes.set_yticks(places, [f"{row['data']}\n{row['loss']}" for row in rows], fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.margins(x=0.15)
+    both[0].invert_yaxis()
+    figure.legend(*both[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":
