@@ -18,7 +18,7 @@ import random
 import tempfile
 from pathlib import Path
 
-from throughput import FULL, TINY, WARM_UP, Pairs, run_ours, write_model
+from throughput import FULL, TINY, WARM_UP, Pairs, head_of, row_of, run_ours, write_model
 
 # pairs of a step; words that occur; of pairs with several vocabularies, long enough for more than a chunk of logits
 PAIRS, WORDS, LENGTH = 2, 1000, 2048
@@ -42,20 +42,12 @@ def measured(length: int, vocabulary: int, steps: int) -> dict[str, float]:
         folder = Path(place)
         (folder / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
         (folder / "held_out.jsonl").write_text(json.dumps(pairs[0]) + "\n")
-        found = {}
+        found, parameters = {}, {}
         for name, sizes in {"full": FULL | {"vocab_size": vocabulary}, "tiny": TINY}.items():
-            parameters = write_model(folder / name, sizes, pairs, longest=length)
-            found[name] = run_ours(
-                "orpo",
-                folder / name,
-                folder / "pairs.jsonl",
-                folder / f"run-{name}",
-                steps,
-                batch=PAIRS,
-                longest=length,
-            )
-            if name == "full":
-                needed = 4 * (3 * parameters + 2 * vocabulary * FULL["hidden_size"])
+            parameters[name] = write_model(folder / name, sizes, pairs, length)
+            run = folder / f"run-{name}"
+            found[name] = run_ours("orpo", folder / name, folder / "pairs.jsonl", run, steps, PAIRS, length)
+    needed = 4 * (3 * parameters["full"] + 2 * vocabulary * FULL["hidden_size"])
     growth = found["full"]["peak"] - found["tiny"]["peak"]
     return {
         "length": length, "vocabulary": vocabulary, "seconds a step": PAIRS / found["full"]["pairs_per_second"],
@@ -74,8 +66,8 @@ def main() -> None:
     for number, (length, vocabulary) in enumerate(rows):
         found = measured(length, vocabulary, args.steps)
         if not number:
-            print("| " + " | ".join(found) + " |\n|" + "---|" * len(found))
-        print("| " + " | ".join(f"{value:.4g}" if value < 1000 else f"{value:,.0f}" for value in found.values()) + " |")
+            print(head_of(found))
+        print(row_of(found.values()))
 
 
 if __name__ == "__main__":

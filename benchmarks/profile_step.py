@@ -90,7 +90,7 @@ def recorded(steps: int, overrides: list[str]) -> tuple[profile, Counter[str], f
 
 
 def main() -> None:
-    """Record, and print two tables."""
+    """Record, and print three tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=5, help="steps that are recorded")
     args, overrides = parser.parse_known_args()

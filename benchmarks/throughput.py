@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -291,13 +292,22 @@ def main() -> None:
         for name, of in data.items()
     ]
     titles = [title for title in rows[0] if title != "layout"]
-    print("| " + " | ".join(titles) + " |\n|" + "---|" * len(titles))
+    print(head_of(titles))
     for row in rows:
-        values = [row[title] for title in titles]
-        print("| " + " | ".join(f"{of:.3g}" if isinstance(of, float) else str(of) for of in values) + " |")
+        print(row_of(row[title] for title in titles))
     print(*{row["layout"] for row in rows}, sep="\n")
     if args.plot:
         draw(rows, args.plot)
+
+
+def head_of(titles: Collection[str]) -> str:
+    """The head of a table in Markdown."""
+    return f"{row_of(titles)}\n|{'---|' * len(titles)}"
+
+
+def row_of(values: Iterable[Any]) -> str:
+    """A row of a table in Markdown."""
+    return f"| {' | '.join(f'{of:.3g}' if isinstance(of, float) else str(of) for of in values)} |"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
