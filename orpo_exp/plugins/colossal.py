@@ -19,7 +19,8 @@ def colossalai_imported() -> Iterator[None]:
     level = loud.level
     loud.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of optional packages that nothing here uses
+        # the warnings are about optional packages that nothing here uses
+        with warnings.catch_warnings(action="ignore"), _nothing_compiled():
             _complete_distributed()
             if not torch.cuda.is_available():
                 _complete_cpu_accelerator()
@@ -27,6 +28,18 @@ def colossalai_imported() -> Iterator[None]:
             yield
     finally:
         loud.setLevel(level)
+
+
+@contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """bitsandbytes marks what it has for devices without kernels of its own to be compiled when it is first called
+    (backends/default/ops.py); to be marked is enough for torch's compiler to be imported, a sixth of a run's start."""
+    compiled = torch.compile
+    torch.compile = lambda model=None, **_: model or (lambda marked: marked)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = compiled
 
 
 @contextmanager
