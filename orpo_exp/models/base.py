@@ -3,15 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
 from orpo_exp.models.attention import Attention, kernel_for
 from orpo_exp.models.head import check_architecture, finish_logits
-from orpo_exp.models.segments import one_text_a_row, recomputed, take_segments
+from orpo_exp.models.recompute import Keeps, recompute
+from orpo_exp.models.segments import SeveralTexts, one_text_a_row, take_segments
 from orpo_exp.registry import Registry
 from orpo_exp.schema import ConfigError, Refused, Settings, setting
 from orpo_exp.types import Builder, BuiltModel
@@ -26,7 +26,9 @@ class ModelConfig(Settings):
 
     dropout: float = setting(0.0, ge=0, lt=1)
     attention: Attention = Attention.sdpa
+    several_texts: SeveralTexts = field(default=SeveralTexts.parts, metadata={"as_before": SeveralTexts.parts})
     gradient_checkpointing: bool = False
+    gradient_checkpointing_keeps: Keeps = field(default=Keeps.nothing, metadata={"affects_numbers": False})
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,9 @@ class ModelSource(ABC):
 
     def check(self) -> None:
         """Refuse with ConfigError what can be refused without loading anything."""
+        if self.config.several_texts is SeveralTexts.flex and self.config.dropout:
+            allowed = "parts with model.dropout, which FlexAttention has not"
+            raise ConfigError("model.several_texts", "flex", allowed, "Choose model.dropout=0.")
         self.positions()
 
     @abstractmethod
@@ -89,6 +94,9 @@ class ModelSource(ABC):
 
         Raises Refused where the tokenizer or the configuration cannot be read, or they do not fit each other.
         """
+        if self.config.several_texts is SeveralTexts.flex and not torch.cuda.is_available():
+            allowed = "parts on a CPU, where FlexAttention has no backward pass"
+            raise ConfigError("model.several_texts", "flex", allowed, "Choose model.several_texts=parts.")
         tokenizer = self.tokenizer(texts)
         hf_config = self.hf_config(tokenizer)
         set_dropout(hf_config, self.config.dropout)
@@ -127,9 +135,8 @@ class ModelSource(ABC):
     def _built(self, model: "PreTrainedModel") -> BuiltModel:
         if self.config.gradient_checkpointing:
             with told_about("model.gradient_checkpointing", True, "false for this architecture"):
-                again = partial(recomputed, model.config._attn_implementation)
-                model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": again})
-        take_segments(model)
+                recompute(model, self.config.gradient_checkpointing_keeps)
+        take_segments(model, self.config.several_texts)
         return BuiltModel(model, finish_logits(model.config))
 
 

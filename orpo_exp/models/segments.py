@@ -9,6 +9,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,10 +17,19 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from orpo_exp.models.attention import Attention
+from orpo_exp.models.flex import FlexAttend
 from orpo_exp.types import Segment, Segments
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+
+class SeveralTexts(Enum):
+    """How rows attend that hold several texts: each text by calls of its own, or all at once by FlexAttention."""
+
+    parts = "parts"
+    flex = "flex"
+
 
 # Those of `model.attention` that transformers looks up by name, and so can be given another function for a while.
 LOOKED_UP = (Attention.sdpa, Attention.flash_attention_2)
@@ -43,14 +53,15 @@ def one_text_a_row(hf_config: "PretrainedConfig", attention: Attention) -> str |
     return None
 
 
-def take_segments(model: "PreTrainedModel") -> None:
+def take_segments(model: "PreTrainedModel", way: SeveralTexts = SeveralTexts.parts) -> None:
     """Let a model be called with `segments`, of which its own code knows nothing."""
     attention, during = model.config._attn_implementation, ExitStack()
+    attend = FlexAttend if way is SeveralTexts.flex else Attend
 
     def before(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         segments = given.pop("segments", None)
         if segments is not None:
-            during.enter_context(_attending(attention, Attend(segments)))
+            during.enter_context(_attending(attention, attend(segments)))
         return args, given
 
     model.register_forward_pre_hook(before, with_kwargs=True)

@@ -1,7 +1,5 @@
 """Rows that hold more than one text: what each architecture computes of them, against each text in a row of its own."""
 
-from functools import partial
-
 import pytest
 import torch
 from support import pair, random_pairs
@@ -13,7 +11,8 @@ from orpo_exp.layouts.auto import Auto
 from orpo_exp.layouts.padded import Padded
 from orpo_exp.layouts.shared import Packed, SharedPrefix
 from orpo_exp.models.attention import Attention
-from orpo_exp.models.segments import one_text_a_row, recomputed, take_segments
+from orpo_exp.models.recompute import Keeps, recompute
+from orpo_exp.models.segments import one_text_a_row, take_segments
 from orpo_exp.schema import ConfigError
 from orpo_exp.scoring import captured_hidden, pair_logps
 from orpo_exp.types import Need, PairLogps, Segment, TokenizedPair
@@ -115,15 +114,16 @@ def test_gradients_are_those_of_padded_rows(name, layout):
         assert float((ours[of] - gradient).abs().max()) <= 1e-5 * float(gradient.abs().max()), of
 
 
+@pytest.mark.parametrize("keeps", Keeps)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_what_is_recomputed_attends_as_it_did_whatever_else_is_under_way(layout):
+def test_what_is_recomputed_attends_as_it_did_whatever_else_is_under_way(layout, keeps):
     """As in a pipeline: a second batch goes forward before the first goes backward."""
     model, pairs = model_of("llama"), pairs_of(8)
     _, first = scored(model, LAYOUTS[layout], pairs[:4])
     _, second = scored(model, LAYOUTS[layout], pairs[4:])
     model.zero_grad()
     model.train()
-    model.gradient_checkpointing_enable({"use_reentrant": False, "context_fn": partial(recomputed, "sdpa")})
+    recompute(model, keeps)
     losses = []
     for part in (pairs[:4], pairs[4:]):
         batch = LAYOUTS[layout].collate(part, ALL)
