@@ -23,6 +23,7 @@ CASES = {
     "orpo, not accumulated": ["loss=orpo", "train.micro_batch_size=8"],
     "sgd": ["loss=orpo", "optimizer=sgd", "optimizer.lr=1e-2"],
     "batch scope": ["loss=orpo_colossalchat"],
+    "batch scope, not accumulated": ["loss=orpo_colossalchat", "train.micro_batch_size=8"],
     "clipped": ["loss=orpo", "train.max_grad_norm=0.01"],
     "dpo": ["loss=dpo", "loss.wpo=true"],
     "dpo, cached": ["loss=dpo", "reference=cached"],

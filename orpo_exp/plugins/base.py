@@ -80,6 +80,7 @@ class Plugin(ABC):
     ranks: what the ranks say to each other. device: this rank's. models: filled by `prepare` and `hold_reference`.
     loss_scale: what `forward_backward` multiplies the losses by and `step` divides the gradient by.
     precisions: those that it can run. rules: what else it wants, checked before anything is loaded.
+    objective_everywhere: whether every rank calls the objective, and so may talk to the others in it.
     checkpoint_form: plugins of one form can load each other's checkpoints; others are refused.
     """
 
@@ -88,6 +89,7 @@ class Plugin(ABC):
         {Precision.fp32, Precision.tf32, Precision.bf16, Precision.fp16}
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
+    objective_everywhere: bool = False
     checkpoint_form: ClassVar[str]
 
     def __init__(self, config: PluginConfig, place: Place) -> None:

@@ -26,6 +26,7 @@ class DDP(Plugin):
     Runs on CPUs (gloo) and GPUs (nccl). bf16 is autocast: weights, gradients and updates stay float32.
     """
 
+    objective_everywhere = True
     checkpoint_form = "DDP"
 
     def __init__(self, config: PluginConfig, place: Place) -> None:

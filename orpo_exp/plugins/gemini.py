@@ -106,6 +106,7 @@ class Gemini(Plugin):
     config: GeminiConfig
     precisions = frozenset({Precision.bf16_weights, Precision.fp16_weights})
     rules = RULES
+    objective_everywhere = True
     checkpoint_form = "pieces"
     needs_gpu: ClassVar[bool] = True
 

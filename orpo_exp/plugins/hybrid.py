@@ -61,6 +61,7 @@ class Hybrid(Plugin):
             overlap_communication=config.overlap,
         )
         self.booster: Any = Booster(plugin=self.split)
+        self.objective_everywhere = config.pp_size == 1  # else the last stage alone calls it
 
     @classmethod
     @override

@@ -68,6 +68,7 @@ class Zero(Plugin):
     config: ZeroConfig
     precisions = frozenset(Precision)
     rules = (cuttable(lambda _: True, lambda _: False), WHOLE_MOVES)
+    objective_everywhere = True
     checkpoint_form = "pieces"
     stage: ClassVar[int]
     offload: ClassVar[bool] = False

@@ -24,8 +24,8 @@ def evaluated(plugin: Plugin, loss: Loss, share: Share, compared: PairLogps | No
 def make_objective(
     plugin: Plugin, loss: Loss, share: Share, compared: PairLogps | None, weight: float
 ) -> tuple[Objective, list[LossOutput] | None]:
-    """The objective of one global step; and this replica's outputs where they are known before it is run, else None:
-    then they are what the objective returns.
+    """The objective of one global step; and, once it has been run, this replica's outputs, or None: then they are what
+    the objective returned.
 
     compared: log-probabilities of this replica's pairs under the reference policy, where the loss needs one.
     Summed over replicas, the losses and terms of the outputs are those of the global batch.
@@ -39,26 +39,37 @@ def make_objective(
         return of_micro_batch, None
 
     # Score the global batch without gradient, differentiate the loss by the log-probabilities, and let the second pass
-    # back-propagate sum(dL/dlogp * logp), whose gradient is the loss's own
-    whole, first = gather_logps(plugin.ranks, plugin.score(share.batches))
-    spans = whole.by_span()
-    wanted = [logps.values.requires_grad_() for logps in spans.values()]
-    others = compared and gather_logps(plugin.ranks, compared)[0]
-    output = loss(whole, others, weight, share.counts)
-    # one gradient for each scored token of the global batch, (tokens,) by span; None: the second pass need not have it
-    gradients: tuple[Tensor | None, ...] = torch.autograd.grad(output.loss, wanted, allow_unused=True)
-    own = {
-        span: TokenLogps(gradient, spans[span].lengths).slice(first, first + len(share.pairs))
-        for span, gradient in zip(spans, gradients, strict=True)
-        if gradient is not None
-    }
+    # back-propagate sum(dL/dlogp * logp), whose gradient is the loss's own. Where each replica has one micro-batch, its
+    # log-probabilities are all there is to score: one pass is both.
+    known: list[LossOutput] = []
+    own: dict[Span, TokenLogps] = {}  # the gradients of this replica's tokens; the second pass need not have all spans
 
-    def second_pass(number: int, logps: PairLogps) -> LossOutput:
-        again = logps.by_span()
-        parts = [(share.part(number, gradient).values, again[span].values) for span, gradient in own.items()]
+    def differentiate(scored: PairLogps) -> None:
+        whole, first = gather_logps(plugin.ranks, scored)
+        spans = whole.by_span()
+        wanted = [logps.values.requires_grad_() for logps in spans.values()]
+        others = compared and gather_logps(plugin.ranks, compared)[0]
+        output = loss(whole, others, weight, share.counts)
+        # one gradient for each scored token of the global batch, (tokens,) by span
+        gradients: tuple[Tensor | None, ...] = torch.autograd.grad(output.loss, wanted, allow_unused=True)
+        for span, gradient in zip(spans, gradients, strict=True):
+            if gradient is not None:
+                of = TokenLogps(gradient, spans[span].lengths)
+                own[span] = of.slice(first, first + len(share.pairs))
+        known.append(reported_once(plugin.ranks, output))
+
+    one_pass = len(share.parts) == 1 and plugin.objective_everywhere and loss.gradient_needs == loss.needs
+    if not one_pass:
+        differentiate(plugin.score(share.batches))
+
+    def back_propagated(number: int, logps: PairLogps) -> LossOutput:
+        if one_pass:
+            differentiate(logps.detach())
+        by_span = logps.by_span()
+        parts = [(share.part(number, gradient).values, by_span[span].values) for span, gradient in own.items()]
         return LossOutput(torch.stack([(g.to(v.device) * v).sum(dtype=torch.float64) for g, v in parts]).sum(), {})
 
-    return second_pass, [reported_once(plugin.ranks, output)]
+    return back_propagated, known
 
 
 def reported_once(ranks: Ranks, whole: LossOutput) -> LossOutput:

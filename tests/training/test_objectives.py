@@ -1,12 +1,14 @@
-"""The second pass of a loss that must see the whole batch: what it leaves out, and that this changes no number."""
+"""The two passes of a loss that must see the whole batch: what is left out of them, and that this changes no number."""
 
 import json
 from dataclasses import replace
 
 import pytest
+from support import RATES
 
 from orpo_exp.losses.base import LOSSES
 from orpo_exp.losses.kto import KTO
+from orpo_exp.plugins import Which
 from orpo_exp.plugins.ddp import DDP
 from orpo_exp.tracking.jsonl import read_metrics
 from orpo_exp.types import Span
@@ -38,6 +40,24 @@ def test_the_mismatched_answers_are_scored_but_not_run_again_with_gradient(run, 
     for ours, theirs in zip(*(read_metrics(folder / "metrics.jsonl") for folder in (without, whole)), strict=True):
         for name in COMPARED if ours["split"] == "train" else COMPARED[:-1]:
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-9), name
+
+
+def test_one_micro_batch_that_is_the_whole_batch_is_computed_once(run, pairs_file, monkeypatch):
+    scored: list[int] = []
+    score = DDP.score
+
+    def counting(self, micro_batches, which=Which.policy):
+        scored.append(len(micro_batches))
+        return score(self, micro_batches, which)
+
+    monkeypatch.setattr(DDP, "score", counting)
+    base = [*BASE, "loss=orpo_colossalchat", "layout=padded", "train.max_steps=2", "train.eval_every=0"]
+    twice, split = run(*base, folder="twice"), len(scored)
+    once = run(*base, "train.micro_batch_size=8", folder="once")
+    assert split - (len(scored) - split) == 2  # a pass less in each step; the others are of the evaluations
+    for ours, theirs in zip(*(read_metrics(folder / "metrics.jsonl") for folder in (once, twice)), strict=True):
+        for name in ours.keys() - {"split", "step", *RATES}:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name
 
 
 class Leaking(KTO):
