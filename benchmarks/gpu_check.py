@@ -2,10 +2,12 @@
 
     uv run python benchmarks/gpu_check.py          # under ten minutes, some 30 GB below the folder for temporary files
     uv run python benchmarks/gpu_check.py --toy    # a tiny model on whatever there is; on a CPU two processes
+    uv run python benchmarks/gpu_check.py --shape llama-1b --only ddp --only ddp-flex
 
-Each plugin trains a model of the shape of Qwen2.5-0.5B, with the same random weights, on the same pairs for 30 steps in
-16 bits, by the command line, in processes of its own; the last one that could is then killed on its way and resumed. A
-plugin that fails, or takes more than its share of the time, is a row of the table with the reason. Needs no network.
+Each plugin, and ddp in some ways of attending and keeping, trains a model of the shape of Qwen2.5-0.5B (or of a larger
+Llama), with the same random weights, on the same pairs for 30 steps in 16 bits, by the command line, in processes of
+its own; the last one that could is then killed on its way and resumed. One that fails, or takes more than its share of
+the time, is a row of the table with the reason. Needs no network.
 
 Prints a table and writes it to gpu_check.json. Ends with exit code 1 where losses are further apart than the precision
 allows, nothing trained or it did not go on; with 2 where packages are missing.
@@ -37,8 +39,8 @@ NEEDED = (
 STEPS, SAVED_AT, KILLED_AT, WARM_UP = 30, 20, 22, 5  # steps; of WARM_UP the speed does not count
 CLOSE = 2e-2  # relative, of losses: two bits more than the rounding of bfloat16
 FORMULA = (
-    "6 x (weights of the layers x tokens of both sequences + weights of the head x scored tokens) "
-    "+ 6 x layers x hidden x squared lengths: forward and backward passes, causal attention, no padding"
+    "6 x (weights of the layers x tokens + weights of the head x tokens) + 6 x layers x hidden x pairs of tokens that "
+    "see each other, twice: forward and backward passes, the prompt's tokens counted once, no padding"
 )
 PEAKS = {  # bfloat16 operations per second at best, dense; the first name that the device's contains
     "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12,
@@ -48,8 +50,9 @@ PEAKS = {  # bfloat16 operations per second at best, dense; the first name that 
 
 @dataclass(frozen=True)
 class Size:
-    """A model's sizes under Hugging Face's names, and how much it trains on. words: of a prompt, at most."""
+    """A model's sizes under Hugging Face's names, and how much it trains on. words: of each text, at most."""
 
+    model_type: str
     hidden_size: int
     intermediate_size: int
     num_hidden_layers: int
@@ -62,27 +65,38 @@ class Size:
 
     def model(self) -> dict[str, int]:
         """What the model's configuration says."""
-        return {k: v for k, v in asdict(self).items() if k not in ("batch", "micro_batch", "words")}
+        return {k: v for k, v in asdict(self).items() if k not in ("model_type", "batch", "micro_batch", "words")}
 
     def flops(self, prompt: int, chosen: int, rejected: int) -> float:
         """Operations that a pair of these lengths in tokens needs; see FORMULA."""
         h, keys = self.hidden_size, self.hidden_size // self.num_attention_heads * self.num_key_value_heads
         layers = self.num_hidden_layers * (2 * h * h + 2 * h * keys + 3 * h * self.intermediate_size)
-        sequences, scored = (prompt + chosen, prompt + rejected), prompt + chosen + rejected
-        attention = self.num_hidden_layers * h * sum(length**2 for length in sequences)
-        return 6.0 * (layers * sum(sequences) + self.vocab_size * h * scored + attention)
+        # of the two sequences' causal halves, the prompt's own is there once
+        seen = (prompt + chosen) ** 2 + (prompt + rejected) ** 2 - prompt**2
+        tokens = prompt + chosen + rejected
+        return 6.0 * ((layers + self.vocab_size * h) * tokens + self.num_hidden_layers * h * seen)
 
 
-QWEN = Size(896, 4864, 24, 14, 2, 151_936, batch=32, micro_batch=8, words=50)
-TOY = Size(64, 128, 4, 4, 2, 260, batch=8, micro_batch=2, words=6)
+SHAPES = {
+    "qwen-0.5b": Size("qwen2", 896, 4864, 24, 14, 2, 151_936, batch=32, micro_batch=8, words=50),
+    "llama-1b": Size("llama", 2048, 8192, 16, 32, 8, 128_256, batch=32, micro_batch=4, words=200),
+    "llama-8b": Size("llama", 4096, 14_336, 32, 32, 8, 128_256, batch=16, micro_batch=2, words=200),
+}
+TOY = Size("qwen2", 64, 128, 4, 4, 2, 260, batch=8, micro_batch=2, words=6)
 
 
-def plugins(ranks: int) -> dict[str, list[str]]:
+def ways(ranks: int) -> dict[str, list[str]]:
     """What is tried on so many ranks: a name, and what is added to the command."""
+    ddp = ["plugin=ddp", "plugin.precision=bf16"]
+    kept = ["model.gradient_checkpointing=true", "model.gradient_checkpointing_keeps=products"]
     tensor, stages = 2 if ranks % 2 == 0 else 1, 2 if ranks % 4 == 0 else 1
     split = [f"plugin.tp_size={tensor}", f"plugin.pp_size={stages}", "plugin.zero_stage=1"]
     return {
-        **{name: [f"plugin={name}", "plugin.precision=bf16"] for name in ("ddp", "zero1", "zero2", "zero2_offload")},
+        "ddp": ddp,
+        "ddp-padded": [*ddp, "layout=padded"],
+        "ddp-flex": [*ddp, "model.several_texts=flex"],
+        "ddp-products-kept": [*ddp, *kept],
+        **{name: [f"plugin={name}", "plugin.precision=bf16"] for name in ("zero1", "zero2", "zero2_offload")},
         "gemini": ["plugin=gemini"],
         f"hybrid-tp{tensor}-pp{stages}": ["plugin=hybrid", "plugin.precision=bf16_weights", *split],
     }
@@ -97,7 +111,7 @@ def make_model(folder: Path, size: Size) -> None:
 
     tokenizer = bytes_tokenizer()
     ids = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = AutoConfig.for_model("qwen2", **size.model(), **ids, tie_word_embeddings=True)
+    config = AutoConfig.for_model(size.model_type, **size.model(), **ids, tie_word_embeddings=True)
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -224,10 +238,10 @@ def apart(a: float, b: float) -> float:
     return abs(a - b) / max(abs(a), 1e-12)
 
 
-def measured(bench: Bench, flops: float, peak: float | None) -> list[dict[str, Any]]:
-    """A row for each plugin, and one for the last that trained, killed and resumed."""
+def measured(bench: Bench, tried: dict[str, list[str]], flops: float, peak: float | None) -> list[dict[str, Any]]:
+    """A row for each way, and one for the last that trained, killed and resumed."""
     rows: list[dict[str, Any]] = []
-    tried, expected = plugins(bench.ranks), None
+    expected: list[float] | None = None
     for number, (name, overrides) in enumerate(tried.items()):
         row: dict[str, Any] = {"plugin": name}
         rows.append(row)
@@ -271,6 +285,8 @@ def main() -> int:
     """Measure, print the table, write it; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--toy", action="store_true", help="a tiny model, also without a GPU")
+    parser.add_argument("--shape", choices=list(SHAPES), default="qwen-0.5b", help="of the model")
+    parser.add_argument("--only", action="append", help="one of the rows alone; repeatable")
     parser.add_argument("--minutes", type=float, default=9.5, help="after which all has ended")
     parser.add_argument("--out", type=Path, default=Path("gpu_check.json"), help="where to write the table")
     args = parser.parse_args()
@@ -284,18 +300,23 @@ def main() -> int:
     if not gpus and not args.toy:
         print("There is no GPU here. Add --toy to try a tiny model on the CPU.")
         return 2
-    size, device = TOY if args.toy else QWEN, torch.cuda.get_device_name(0) if gpus else "CPU"
+    size, device = TOY if args.toy else SHAPES[args.shape], torch.cuda.get_device_name(0) if gpus else "CPU"
+    ranks = gpus or 2
+    tried = ways(ranks)
+    if unknown := set(args.only or ()) - set(tried):
+        print(f"There is no {', '.join(sorted(unknown))}: choose out of {', '.join(tried)}.")
+        return 2
     peak = next((most for name, most in PEAKS.items() if name in device), None)
     with tempfile.TemporaryDirectory(prefix="gpu_check_") as name:
         folder = Path(name)
         make_model(folder / "weights", size)
         flops = make_pairs(folder / "pairs.jsonl", size)
-        bench = Bench(folder, size, gpus or 2, ends)
+        bench = Bench(folder, size, ranks, ends)
         best = f"at best {peak:.3g} a second" if peak else "what the device could do is not known"
         print(f"{bench.ranks} x {device}; {flops:.3g} operations a pair, {best}.\nOperations: {FORMULA}.\n")
         print("| plugin | loss | difference | pairs/s | peak memory, GB | TFLOP/s of each | MFU | seconds |")
         print("|---|---|---|---|---|---|---|---|")
-        rows = measured(bench, flops, peak)
+        rows = measured(bench, {name: of for name, of in tried.items() if name in (args.only or tried)}, flops, peak)
         versions = next((found for row in rows if (found := bench.result(row["plugin"]).get("versions"))), None)
     about = {
         "date": time.strftime("%Y-%m-%d"), "device": device, "devices": bench.ranks, "versions": versions,

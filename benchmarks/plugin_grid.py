@@ -29,7 +29,7 @@ from orpo_exp.tracking.logs import CONSOLE
 SETTINGS: dict[str, tuple[int, list[str]]] = {
     "ddp x2": (2, ["plugin=ddp"]),
     **{name: (ranks, overrides) for name, (ranks, overrides, _) in PLUGINS.items()},
-    "dp2 x pp2, zero": (4, ["plugin=hybrid", "plugin.pp_size=2", "plugin.zero_stage=1"]),
+    "dp2 x pp2 with zero": (4, ["plugin=hybrid", "plugin.pp_size=2", "plugin.zero_stage=1"]),
 }
 GRID = CASES | {
     f"{case}, not accumulated": [*overrides, "train.micro_batch_size=8"]
