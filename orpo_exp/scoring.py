@@ -16,8 +16,8 @@ from orpo_exp.types import PairLogps, ScoreIndex, TokenLogps
 
 # Numbers in the logits of one chunk: 2^24 float32 are 64 MiB.
 CHUNK_NUMBERS = 2**24
-# Numbers that a core's cache holds: 2^17 float32 are 512 KiB.
-CACHED_NUMBERS = 2**17
+# Numbers that the caches of a few cores hold: 2^19 float32 are 2 MiB.
+CACHED_NUMBERS = 2**19
 
 Head = Callable[[Tensor], Tensor]
 
@@ -126,8 +126,9 @@ def token_logps(
 class _Picked(torch.autograd.Function):
     """(n, columns here) logits, (n,) tokens -> (n,) log p(token), and (n,) log sum_v p(v)^2 if asked for.
 
-    The logits are overwritten by exp(logit - largest): the gradient, onehot - p, then takes one product more, no second
-    softmax and no memory. All is done by rows that fit into a core's cache: a pass over memory costs more than an exp.
+    The logits are overwritten by exp(logit - largest here): the gradient, onehot - p, then takes one product more, no
+    second softmax and no memory. All is done by rows that fit into the caches: a pass over memory costs more than an
+    exp.
     """
 
     @staticmethod
@@ -137,17 +138,22 @@ class _Picked(torch.autograd.Function):
         own, place = _own(logits, tokens, vocabulary)
         picked = logits.new_zeros(len(logits))
         picked[own] = logits[own, place]
-        most = logits.amax(1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf)
-        most = vocabulary.most(most)
-        sums = logits.new_empty(2 if log_squared else 1, len(logits))
+        most = logits.new_full((len(logits),), -torch.inf)
+        sums = logits.new_zeros(2 if log_squared else 1, len(logits))
         weights = logits.detach()
         for rows in _cached(logits):
+            torch.amax(weights[rows], 1, out=most[rows])
             weights[rows].sub_(most[rows, None]).exp_()
             torch.sum(weights[rows], 1, out=sums[0, rows])
             if log_squared:
                 torch.sum(weights[rows].square(), 1, out=sums[1, rows])
+        # from the largest here to the largest of all ranks
+        here, most = most, vocabulary.most(most.clone())
+        scale = (here - most).exp()
+        sums[0] *= scale
+        sums[1:] *= scale**2
         sums, picked = vocabulary.total(torch.cat([sums, picked[None]])).split([len(sums), 1])
-        ctx.save_for_backward(weights, tokens, sums[0])
+        ctx.save_for_backward(weights, tokens, scale / sums[0])
         ctx.vocabulary = vocabulary
         squares = sums[1].log() - 2 * sums[0].log() if log_squared else sums[0]
         ctx.mark_non_differentiable(squares)
@@ -155,10 +161,10 @@ class _Picked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        weights, tokens, total = ctx.saved_tensors
+        weights, tokens, share = ctx.saved_tensors  # a row's weights times its share are probabilities
         gradient = gradients[0]
         own, place = _own(weights, tokens, ctx.vocabulary)
-        weights.mul_((-gradient / total)[:, None])
+        weights.mul_((-gradient * share)[:, None])
         weights[own, place] += gradient[own]
         return weights, None, None, None
 
@@ -171,7 +177,9 @@ def _own(logits: Tensor, tokens: Tensor, vocabulary: Vocabulary) -> tuple[Tensor
 
 
 def _cached(logits: Tensor) -> Iterator[slice]:
-    """Rows that fit into a core's cache together; all of them where there is none to think of."""
-    rows = len(logits) if logits.is_cuda else max(1, CACHED_NUMBERS // max(1, logits.shape[1]))
+    """Rows that fit into the caches together, all of them where there is no CPU; none where they have no column."""
+    if not logits.numel():
+        return
+    rows = len(logits) if logits.is_cuda else max(1, CACHED_NUMBERS // logits.shape[1])
     for start in range(0, len(logits), rows):
         yield slice(start, start + rows)

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from orpo_exp.plugins.memory import Footprint, StateBytes
 from orpo_exp.plugins.precision import LossScale, Precision
-from orpo_exp.plugins.processes import Place
+from orpo_exp.plugins.processes import Place, keep_freed_memory
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.rng import seed_rng
 from orpo_exp.plugins.rules import Facts, Rule
@@ -100,7 +100,9 @@ class Plugin(ABC):
         if torch.cuda.is_available():
             self.device = torch.device("cuda", place.local_rank)
             torch.cuda.set_device(self.device)
-        elif config.precision is Precision.tf32:
+        else:
+            keep_freed_memory()
+        if config.precision is Precision.tf32 and self.device.type == "cpu":
             allowed = "fp32, bf16 or fp16 on a machine without a GPU"
             raise ConfigError("plugin.precision", "tf32", allowed, "Choose plugin.precision=fp32.")
         if config.precision is Precision.tf32:
