@@ -124,7 +124,9 @@ class Attend:
             return scaled_dot_product_attention(queries, keys, values, mask, dropout, causal, scale=scaling)
 
         rows = zip(self.segments.rows, *(of.split(1) for of in (query, key, value)), strict=True)
-        return torch.cat([_row(row, q, k, v, attend) for row, q, k, v in rows]).transpose(1, 2), None
+        attended = [_row(row, q, k, v, attend) for row, q, k, v in rows]
+        whole = attended[0] if len(attended) == 1 else torch.cat(attended)  # which would copy also a single one
+        return whole.transpose(1, 2), None
 
     def _mask(self, n: int, seen: int, window: int | None, like: Tensor) -> Tensor:
         """(n, seen), to be added to the scores: the last n of `seen` positions see those up to themselves."""
