@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from orpo_exp.models.attention import Attention, kernel_for
+from orpo_exp.models.flex import FlexAttend
 from orpo_exp.models.head import check_architecture, finish_logits
 from orpo_exp.models.recompute import Keeps, recompute
-from orpo_exp.models.segments import SeveralTexts, one_text_a_row, take_segments
+from orpo_exp.models.segments import Attend, SeveralTexts, one_text_a_row, take_segments
 from orpo_exp.registry import Registry
 from orpo_exp.schema import ConfigError, Refused, Settings, setting
 from orpo_exp.types import Builder, BuiltModel
@@ -136,7 +137,7 @@ class ModelSource(ABC):
         if self.config.gradient_checkpointing:
             with told_about("model.gradient_checkpointing", True, "false for this architecture"):
                 recompute(model, self.config.gradient_checkpointing_keeps)
-        take_segments(model, self.config.several_texts)
+        take_segments(model, FlexAttend if self.config.several_texts is SeveralTexts.flex else Attend)
         return BuiltModel(model, finish_logits(model.config))
 
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
-from orpo_exp.types import Segment, Segments
+from orpo_exp.models.segments import Attend
+from orpo_exp.types import Segment
 
 
 @cache
@@ -19,36 +21,23 @@ def _flex_attention() -> Any:
     return torch.compile(flex_attention, dynamic=True)
 
 
-class FlexAttend:
-    """An attention function, as transformers calls it, for one batch's segments; see `segments.Attend`."""
+class FlexAttend(Attend):
+    """Of all rows and texts at once; there is no dropout."""
 
-    def __init__(self, segments: Segments) -> None:
-        self.segments = segments
-        self.masks: dict[Any, Any] = {}  # the layers want the same ones
-
-    def __call__(
-        self,
-        module: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Any,
-        dropout: float = 0.0,
-        scaling: float | None = None,
-        sliding_window: int | None = None,
-        **_: Any,
-    ) -> tuple[Tensor, None]:
-        """As `segments.Attend`; there is no dropout."""
+    @override
+    def attended(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int | None
+    ) -> Tensor:
         assert not dropout, "refused before anything was loaded"
-        if sliding_window not in self.masks:
-            self.masks[sliding_window] = self._mask(query.shape[2], sliding_window, query.device)
+        if window not in self.masks:
+            self.masks[window] = self._block_mask(query.shape[2], window, query.device)
         grouped = query.shape[1] != key.shape[1]
-        attended = _flex_attention()(
-            query, key, value, block_mask=self.masks[sliding_window], scale=scaling, enable_gqa=grouped
+        attended: Tensor = _flex_attention()(
+            query, key, value, block_mask=self.masks[window], scale=scaling, enable_gqa=grouped
         )
-        return attended.transpose(1, 2), None
+        return attended
 
-    def _mask(self, length: int, window: int | None, device: torch.device) -> Any:
+    def _block_mask(self, length: int, window: int | None, device: torch.device) -> Any:
         """The block mask of rows of this length."""
         from torch.nn.attention.flex_attention import create_block_mask
 

@@ -17,7 +17,6 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from orpo_exp.models.attention import Attention
-from orpo_exp.models.flex import FlexAttend
 from orpo_exp.types import Segment, Segments
 
 if TYPE_CHECKING:
@@ -53,10 +52,9 @@ def one_text_a_row(hf_config: "PretrainedConfig", attention: Attention) -> str |
     return None
 
 
-def take_segments(model: "PreTrainedModel", way: SeveralTexts = SeveralTexts.parts) -> None:
+def take_segments(model: "PreTrainedModel", attend: "Callable[[Segments], Attend]") -> None:
     """Let a model be called with `segments`, of which its own code knows nothing."""
     attention, during = model.config._attn_implementation, ExitStack()
-    attend = FlexAttend if way is SeveralTexts.flex else Attend
 
     def before(_: Any, args: Any, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         segments = given.pop("segments", None)
@@ -95,7 +93,7 @@ class Attend:
 
     def __init__(self, segments: Segments) -> None:
         self.segments = segments
-        self.masks: dict[Any, Tensor] = {}  # the layers want the same ones
+        self.masks: dict[Any, Any] = {}  # the layers want the same ones
 
     def __call__(
         self,
@@ -112,6 +110,12 @@ class Attend:
         """query (rows, heads, positions, size), key and value with as many heads or a part of them give (rows,
         positions, heads, size). sliding_window: how many tokens a token sees, itself among them. The mask that
         transformers may have made of the rows is not looked at."""
+        return self.attended(query, key, value, dropout, scaling, sliding_window).transpose(1, 2), None
+
+    def attended(
+        self, query: Tensor, key: Tensor, value: Tensor, dropout: float, scaling: float | None, window: int | None
+    ) -> Tensor:
+        """(rows, heads, positions, size), part by part."""
         groups = query.shape[1] // key.shape[1]
         if groups > 1:
             key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
@@ -119,14 +123,13 @@ class Attend:
         def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             """The queries are the last of the keys' positions."""
             n, seen = queries.shape[2], keys.shape[2]
-            causal = n == seen and (sliding_window is None or seen <= sliding_window)
-            mask = None if causal else self._mask(n, seen, sliding_window, queries)
+            causal = n == seen and (window is None or seen <= window)
+            mask = None if causal else self._mask(n, seen, window, queries)
             return scaled_dot_product_attention(queries, keys, values, mask, dropout, causal, scale=scaling)
 
         rows = zip(self.segments.rows, *(of.split(1) for of in (query, key, value)), strict=True)
-        attended = [_row(row, q, k, v, attend) for row, q, k, v in rows]
-        whole = attended[0] if len(attended) == 1 else torch.cat(attended)  # which would copy also a single one
-        return whole.transpose(1, 2), None
+        parts = [_row(row, q, k, v, attend) for row, q, k, v in rows]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)  # which would copy also a single one
 
     def _mask(self, n: int, seen: int, window: int | None, like: Tensor) -> Tensor:
         """(n, seen), to be added to the scores: the last n of `seen` positions see those up to themselves."""
@@ -137,7 +140,8 @@ class Attend:
                 visible = visible.triu(seen - n - window + 1)
             nothing = torch.zeros(n, seen, dtype=like.dtype, device=like.device)
             self.masks[name] = nothing.masked_fill_(~visible, -torch.inf)
-        return self.masks[name]
+        mask: Tensor = self.masks[name]
+        return mask
 
 
 def _row(row: tuple[Segment, ...], query: Tensor, key: Tensor, value: Tensor, attend: Callable[..., Tensor]) -> Tensor:

@@ -12,7 +12,7 @@ from orpo_exp.layouts.padded import Padded
 from orpo_exp.layouts.shared import Packed, SharedPrefix
 from orpo_exp.models.attention import Attention
 from orpo_exp.models.recompute import Keeps, recompute
-from orpo_exp.models.segments import one_text_a_row, take_segments
+from orpo_exp.models.segments import Attend, one_text_a_row, take_segments
 from orpo_exp.schema import ConfigError
 from orpo_exp.scoring import captured_hidden, pair_logps
 from orpo_exp.types import Need, PairLogps, Segment, TokenizedPair
@@ -52,7 +52,7 @@ def model_of(name: str) -> torch.nn.Module:
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     assert one_text_a_row(model.config, Attention.sdpa) is None
-    take_segments(model)
+    take_segments(model, Attend)
     return model
 
 

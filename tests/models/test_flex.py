@@ -51,7 +51,9 @@ def test_outputs_and_gradients_are_those_of_the_parts(on_a_cpu, window, groups):
 
 def test_a_block_that_nobody_sees_is_skipped():
     """Two texts of 512 tokens: of the 8 x 8 blocks of 128 the upper right half and those between the texts."""
-    mask = flex.FlexAttend(Segments(((Segment(512, ()), Segment(512, ())),)))._mask(1024, None, torch.device("cpu"))
+    mask = flex.FlexAttend(Segments(((Segment(512, ()), Segment(512, ())),)))._block_mask(
+        1024, None, torch.device("cpu")
+    )
     assert mask.sparsity() == pytest.approx(100 * (1 - 2 * 10 / 64))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from orpo_exp.models import base as models_base
 from orpo_exp.models import segments
 from orpo_exp.tracking.jsonl import read_metrics
 
@@ -103,8 +104,7 @@ class LooksElsewhere(segments.Attend):
 def test_the_first_pairs_show_that_a_model_is_not_fit_and_the_run_falls_back(
     run, pairs_file, monkeypatch, cut_off, asked
 ):
-    fit = segments.Attend
-    monkeypatch.setattr(segments, "Attend", LooksElsewhere)
+    monkeypatch.setattr(models_base, "Attend", LooksElsewhere)
     short = [*BASE, "train.max_steps=4", "train.save_every=2", "model.initializer_range=0.2"]
     plain = run(*short, "layout=padded", folder="plain")
     folder = run(*short, f"layout={asked}", folder="whole")
@@ -117,7 +117,7 @@ def test_the_first_pairs_show_that_a_model_is_not_fit_and_the_run_falls_back(
     cut_off(4)
     folder = run(*short, f"layout={asked}", folder="cut", code=1)
     cut_off(0)
-    monkeypatch.setattr(segments, "Attend", fit)  # it would be fit now
+    monkeypatch.setattr(models_base, "Attend", segments.Attend)  # it would be fit now
     run(*short, f"layout={asked}", folder="cut")
     assert said(folder)[-1] == "padded, as before"
     assert terms(folder) == terms(plain)
