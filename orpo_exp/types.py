@@ -207,10 +207,6 @@ class TokenLogps:
         squared = None if self.log_squared is None else self.log_squared.to(device)
         return TokenLogps(self.values.to(device), self.lengths, squared)
 
-    def detach(self) -> "TokenLogps":
-        """The same without gradient."""
-        return TokenLogps(self.values.detach(), self.lengths, self.log_squared)
-
     @staticmethod
     def concatenate(parts: Sequence["TokenLogps"]) -> "TokenLogps":
         """The pairs of several parts, one after another."""
@@ -251,10 +247,6 @@ class PairLogps:
     def to(self, device: torch.device) -> "PairLogps":
         """The same on another device."""
         return PairLogps.from_spans({span: logps.to(device) for span, logps in self.by_span().items()})
-
-    def detach(self) -> "PairLogps":
-        """The same without gradient."""
-        return PairLogps.from_spans({span: logps.detach() for span, logps in self.by_span().items()})
 
     @staticmethod
     def from_spans(spans: Mapping[Span, TokenLogps]) -> "PairLogps":

@@ -100,13 +100,13 @@ class Plugin(ABC):
         if torch.cuda.is_available():
             self.device = torch.device("cuda", place.local_rank)
             torch.cuda.set_device(self.device)
+            if config.precision is Precision.tf32:
+                torch.set_float32_matmul_precision("high")
         else:
             keep_freed_memory()
-        if config.precision is Precision.tf32 and self.device.type == "cpu":
-            allowed = "fp32, bf16 or fp16 on a machine without a GPU"
-            raise ConfigError("plugin.precision", "tf32", allowed, "Choose plugin.precision=fp32.")
-        if config.precision is Precision.tf32:
-            torch.set_float32_matmul_precision("high")
+            if config.precision is Precision.tf32:
+                allowed = "fp32, bf16 or fp16 on a machine without a GPU"
+                raise ConfigError("plugin.precision", "tf32", allowed, "Choose plugin.precision=fp32.")
         self.loss_scale = LossScale(config.precision)
         # about as many as are fast: on a CPU what its caches hold, on a GPU what keeps its many cores at work
         self.micro_batch_tokens = 1024 if self.device.type == "cpu" else 8192

@@ -64,7 +64,7 @@ def make_objective(
 
     def back_propagated(number: int, logps: PairLogps) -> LossOutput:
         if one_pass:
-            differentiate(logps.detach())
+            differentiate(logps)
         by_span = logps.by_span()
         parts = [(share.part(number, gradient).values, by_span[span].values) for span, gradient in own.items()]
         return LossOutput(torch.stack([(g.to(v.device) * v).sum(dtype=torch.float64) for g, v in parts]).sum(), {})
@@ -82,13 +82,14 @@ def reported_once(ranks: Ranks, whole: LossOutput) -> LossOutput:
 
 
 def gather_logps(ranks: Ranks, own: PairLogps) -> tuple[PairLogps, int]:
-    """The log-probabilities of all replicas, on the CPU in their order, and the place of this replica's first pair."""
+    """The log-probabilities of all replicas without gradient, on the CPU in their order, and the place of this replica's
+    first pair."""
     gathered: dict[Span, TokenLogps] = {}
     first = 0
     for span, logps in own.by_span().items():
         lengths = ranks.gather(logps.lengths)  # (pairs,) of each replica
         squared = None if logps.log_squared is None else torch.cat(ranks.gather(logps.log_squared))
-        gathered[span] = TokenLogps(torch.cat(ranks.gather(logps.values)), torch.cat(lengths), squared)
+        gathered[span] = TokenLogps(torch.cat(ranks.gather(logps.values.detach())), torch.cat(lengths), squared)
         first = sum(len(part) for part in lengths[: ranks.replica])
     return PairLogps.from_spans(gathered), first
 
