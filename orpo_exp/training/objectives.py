@@ -82,8 +82,8 @@ def reported_once(ranks: Ranks, whole: LossOutput) -> LossOutput:
 
 
 def gather_logps(ranks: Ranks, own: PairLogps) -> tuple[PairLogps, int]:
-    """The log-probabilities of all replicas without gradient, on the CPU in their order, and the place of this replica's
-    first pair."""
+    """The log-probabilities of all replicas, on the CPU in their order and without gradient, and the place of this
+    replica's first pair."""
     gathered: dict[Span, TokenLogps] = {}
     first = 0
     for span, logps in own.by_span().items():
