@@ -12,7 +12,7 @@ from orpo_exp.models.attention import Attention, kernel_for
 from orpo_exp.models.flex import FlexAttend
 from orpo_exp.models.head import check_architecture, finish_logits
 from orpo_exp.models.recompute import Keeps, recompute
-from orpo_exp.models.segments import Attend, SeveralTexts, one_text_a_row, take_segments
+from orpo_exp.models.segments import LOOKED_UP, Attend, SeveralTexts, one_text_a_row, take_segments
 from orpo_exp.registry import Registry
 from orpo_exp.schema import ConfigError, Refused, Settings, setting
 from orpo_exp.types import Builder, BuiltModel
@@ -59,9 +59,13 @@ class ModelSource(ABC):
 
     def check(self) -> None:
         """Refuse with ConfigError what can be refused without loading anything."""
-        if self.config.several_texts is SeveralTexts.flex and self.config.dropout:
+        c = self.config
+        if c.several_texts is SeveralTexts.flex and c.dropout:
             allowed = "parts with model.dropout, which FlexAttention has not"
             raise ConfigError("model.several_texts", "flex", allowed, "Choose model.dropout=0.")
+        if c.several_texts is SeveralTexts.flex and c.attention not in LOOKED_UP:
+            allowed = f"parts with model.attention={c.attention.value}, by which a row holds one text"
+            raise ConfigError("model.several_texts", "flex", allowed, "Choose model.attention=sdpa.")
         self.positions()
 
     @abstractmethod

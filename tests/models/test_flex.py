@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from orpo_exp.models import flex
+from orpo_exp.models.attention import EAGER
 from orpo_exp.models.scratch import Scratch
 from orpo_exp.models.segments import Attend, SeveralTexts
 from orpo_exp.schema import ConfigError
@@ -57,9 +58,10 @@ def test_a_block_that_nobody_sees_is_skipped():
     assert mask.sparsity() == pytest.approx(100 * (1 - 2 * 10 / 64))
 
 
-def test_with_dropout_it_is_refused_before_anything_is_loaded():
-    with pytest.raises(ConfigError, match=r"several_texts.*model\.dropout"):
-        Scratch(Scratch.Config(several_texts=SeveralTexts.flex, dropout=0.1)).check()
+@pytest.mark.parametrize(("setting", "allowed"), [({"dropout": 0.1}, "dropout"), ({"attention": EAGER}, "=eager")])
+def test_with_what_it_cannot_do_it_is_refused_before_anything_is_loaded(setting, allowed):
+    with pytest.raises(ConfigError, match=rf"several_texts.*{allowed}"):
+        Scratch(Scratch.Config(several_texts=SeveralTexts.flex, **setting)).check()
 
 
 def test_on_a_cpu_it_is_refused():
