@@ -21,7 +21,7 @@ from orpo_exp.models import MODELS, CausalLM
 from orpo_exp.optimizers import OPTIMIZERS, SCHEDULERS, OptimizerFactory
 from orpo_exp.plugins import PLUGINS, Place, Plugin, Which
 from orpo_exp.plugins.memory import told
-from orpo_exp.plugins.precision import products_as_before
+from orpo_exp.plugins.precision import arithmetic_as_before
 from orpo_exp.plugins.ranks import RefusedByMain, left_afterwards
 from orpo_exp.runs.folder import RunFolder, package_versions
 from orpo_exp.runs.order import RunOrder
@@ -74,7 +74,7 @@ def run(order: RunOrder, place: Place | None = None) -> RunResult:
     trackers = Trackers([])
     folder: RunFolder | None = None
     plugin: Plugin | None = None
-    with Messages(place.rank) as messages, left_afterwards(), products_as_before(), ExitStack() as to_the_end:
+    with Messages(place.rank) as messages, left_afterwards(), arithmetic_as_before(), ExitStack() as to_the_end:
         try:
             check_plugin(order.config, place.world_size, starting=True)
             plugin = PLUGINS.build(order.config.plugin, place)

@@ -65,13 +65,15 @@ def squares(parts: Iterable[tuple[Tensor, int]]) -> float:
 
 
 @contextmanager
-def products_as_before() -> Iterator[None]:
-    """Put back afterwards how torch computes products of float32, which tf32 changes."""
-    before = torch.get_float32_matmul_precision()
+def arithmetic_as_before() -> Iterator[None]:
+    """Put back afterwards how torch computes products of float32, which tf32 changes, and with numbers next to zero,
+    which a CPU's plugins have flushed."""
+    before, flushed = torch.get_float32_matmul_precision(), not float(torch.tensor(1e-39) * 1.0)
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        torch.set_flush_denormal(flushed)
 
 
 class LossScale:

@@ -1,4 +1,4 @@
-"""fp16's loss scale: what overflows is skipped and counted, and not for ever."""
+"""fp16's loss scale: what overflows is skipped and counted, and not for ever; and numbers next to zero."""
 
 import json
 import math
@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 
-from orpo_exp.plugins import base
-from orpo_exp.plugins.precision import MOST_OVERFLOWS, LossScale, Precision, squares
+from orpo_exp.plugins import Place, base
+from orpo_exp.plugins.ddp import DDP
+from orpo_exp.plugins.precision import MOST_OVERFLOWS, LossScale, Precision, arithmetic_as_before, squares
+from orpo_exp.plugins.ranks import left_afterwards
 from orpo_exp.tracking.jsonl import read_metrics
 
 RUN = (
@@ -79,3 +81,13 @@ def test_a_run_in_which_every_step_overflows_fails(run, pairs_file, monkeypatch)
     monkeypatch.setattr(base, "LossScale", scaled_by(2.0**400))
     folder = run(*RUN, "train.max_steps=30", code=1)
     assert f"step {MOST_OVERFLOWS} is not finite" in json.loads((folder / "result.json").read_text())["error"]
+
+
+def test_a_cpu_has_no_numbers_next_to_zero_while_a_run_lasts():
+    """They are what Adam's moments fade to, and take a core ten times as long."""
+    torch.set_flush_denormal(False)  # another test may have left it
+    tiny = torch.tensor(2.0**-130)
+    with arithmetic_as_before(), left_afterwards():
+        DDP(DDP.Config(), Place())
+        assert float(tiny * 1.0) == 0
+    assert float(tiny * 1.0) > 0
