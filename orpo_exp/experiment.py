@@ -205,7 +205,8 @@ def train(
     if found:
         loop.resume(Path(found[0]))
         log.info("resumed at step %d of %d, from %s", loop.step, max_steps, found[0])
-    loop.run()
+    with plugin.training():
+        loop.run()
     result.metrics = loop.eval_metrics
     memory = ranks.peak_memory_bytes()
     if folder:
