@@ -205,8 +205,7 @@ def train(
     if found:
         loop.resume(Path(found[0]))
         log.info("resumed at step %d of %d, from %s", loop.step, max_steps, found[0])
-    with plugin.training():
-        loop.run()
+    loop.run()
     result.metrics = loop.eval_metrics
     memory = ranks.peak_memory_bytes()
     if folder:

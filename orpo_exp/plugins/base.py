@@ -3,7 +3,6 @@
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing_extensions import override
 
 from orpo_exp.plugins.memory import Footprint, StateBytes
 from orpo_exp.plugins.precision import LossScale, Precision
-from orpo_exp.plugins.processes import Place, freed_memory_kept
+from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.rng import seed_rng
 from orpo_exp.plugins.rules import Facts, Rule
@@ -154,10 +153,6 @@ class Plugin(ABC):
     def score(self, micro_batches: Sequence[Batch], which: Which = Which.policy) -> PairLogps:
         """Log-probabilities of this replica's pairs under one of the models; see Scorer."""
         return self.models[which].score(micro_batches)
-
-    def training(self) -> AbstractContextManager[None]:
-        """The context in which the loop runs, and evaluates. Here, a CPU's process keeps what memory it frees."""
-        return freed_memory_kept() if self.device.type == "cpu" else nullcontext()
 
     @abstractmethod
     def load(self, folder: Path, held: bool) -> None:

@@ -1,7 +1,6 @@
 """The ranks of one run: where each stands, how they meet, how they are started on this machine and ended together."""
 
 import contextlib
-import ctypes
 import multiprocessing
 import os
 import signal
@@ -45,26 +44,6 @@ def share_cores(ranks: int) -> None:
     """Give each of several ranks on one machine its share of the cores, unless the user has decided."""
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks))
-
-
-@contextlib.contextmanager
-def freed_memory_kept() -> Iterator[None]:
-    """Inside, glibc keeps what is freed, up to 2 GiB, in place of giving each large tensor's memory back and asking for
-    it anew: the kernel clears it page by page, which takes as long as a product of matrices. Other libraries are left
-    as they are."""
-    library = ctypes.CDLL(None)
-    if not hasattr(library, "mallopt"):
-        yield
-        return
-    mmap_max, trim_threshold = -4, -1  # of malloc.h
-    library.mallopt(mmap_max, 0)
-    library.mallopt(trim_threshold, 2**31 - 1)
-    try:
-        yield
-    finally:  # glibc's own values
-        library.mallopt(mmap_max, 65536)
-        library.mallopt(trim_threshold, 128 * 1024)
-        library.malloc_trim(0)
 
 
 def start_ranks(count: int, entry: Callable[..., int], *arguments: Any) -> int:
