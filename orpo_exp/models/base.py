@@ -60,12 +60,13 @@ class ModelSource(ABC):
     def check(self) -> None:
         """Refuse with ConfigError what can be refused without loading anything."""
         c = self.config
-        if c.several_texts is SeveralTexts.flex and c.dropout:
-            allowed = "parts with model.dropout, which FlexAttention has not"
-            raise ConfigError("model.several_texts", "flex", allowed, "Choose model.dropout=0.")
-        if c.several_texts is SeveralTexts.flex and c.attention not in LOOKED_UP:
-            allowed = f"parts with model.attention={c.attention.value}, by which a row holds one text"
-            raise ConfigError("model.several_texts", "flex", allowed, "Choose model.attention=sdpa.")
+        if c.several_texts is SeveralTexts.flex:
+            if c.dropout:
+                allowed = "parts with model.dropout, which FlexAttention has not"
+                raise ConfigError("model.several_texts", "flex", allowed, "Choose model.dropout=0.")
+            if c.attention not in LOOKED_UP:
+                allowed = f"parts with model.attention={c.attention.value}, by which a row holds one text"
+                raise ConfigError("model.several_texts", "flex", allowed, "Choose model.attention=sdpa.")
         self.positions()
 
     @abstractmethod

@@ -54,8 +54,7 @@ def make_objective(
         gradients: tuple[Tensor | None, ...] = torch.autograd.grad(output.loss, wanted, allow_unused=True)
         for span, gradient in zip(spans, gradients, strict=True):
             if gradient is not None:
-                of = TokenLogps(gradient, spans[span].lengths)
-                own[span] = of.slice(first, first + len(share.pairs))
+                own[span] = TokenLogps(gradient, spans[span].lengths).slice(first, first + len(share.pairs))
         known.append(reported_once(plugin.ranks, output))
 
     one_pass = len(share.parts) == 1 and plugin.objective_everywhere and loss.gradient_needs == loss.needs

@@ -12,7 +12,7 @@ TOKENS, HIDDEN, INNER = 40, 32, 64
 
 
 class Calls(TorchDispatchMode):
-    """How often a product of matrices, an attention and another operator were computed."""
+    """How often a product of matrices and an attention were computed."""
 
     def __init__(self) -> None:
         super().__init__()
