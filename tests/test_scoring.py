@@ -23,7 +23,7 @@ def heads(weight: Tensor, bias: Tensor) -> dict:
 @pytest.mark.parametrize("kind", heads(torch.empty(0, 0), torch.empty(0)))
 @pytest.mark.parametrize("chunk_numbers", [10**9, 5 * COLUMNS, 1])
 def test_values_and_gradients_are_those_of_log_softmax(kind, chunk_numbers, monkeypatch):
-    monkeypatch.setattr("orpo_exp.scoring.CACHED_NUMBERS", 4 * COLUMNS)  # the last rows are 3
+    monkeypatch.setattr("orpo_exp.scoring.softmax.CACHED_NUMBERS", 4 * COLUMNS)  # the last rows are 3
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(ROWS, HIDDEN, generator=generator)
     weight, bias = torch.randn(COLUMNS, HIDDEN, generator=generator), torch.randn(COLUMNS, generator=generator)
