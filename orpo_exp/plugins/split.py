@@ -22,7 +22,7 @@ from orpo_exp.plugins.precision import buffers_kept
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.split_vocabulary import SplitVocabulary
 from orpo_exp.plugins.whole import read_by_main
-from orpo_exp.scoring import WHOLE, Vocabulary, by_span, captured_hidden, pair_logps
+from orpo_exp.scoring import WHOLE, Vocabulary, by_span, captured_hidden, head_of, pair_logps
 from orpo_exp.types import Batch, Builder, PairLogps
 
 Finish = Callable[[Tensor], Tensor]
@@ -106,9 +106,7 @@ class SplitModel:
 
     def logps(self, batch: Batch, hidden: Tensor) -> PairLogps:
         """The log-probabilities of a batch, on a rank of the last stage."""
-        return pair_logps(
-            hidden, lambda states: self.finish_logits(self.head(states)), batch.score, vocabulary=self.vocabulary
-        )
+        return pair_logps(hidden, head_of(self.head, self.finish_logits), batch.score, vocabulary=self.vocabulary)
 
     @torch.no_grad()
     def score(self, micro_batches: Sequence[Batch]) -> PairLogps:

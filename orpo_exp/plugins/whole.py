@@ -16,7 +16,7 @@ from orpo_exp.plugins.pieces import Held, Piece, save_config
 from orpo_exp.plugins.precision import LossScale, autocast, buffers_kept
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.state import load_optimizer_tensors, load_own, optimizer_tensors, save_own
-from orpo_exp.scoring import captured_hidden, pair_logps
+from orpo_exp.scoring import captured_hidden, head_of, pair_logps
 from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput, PairLogps
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class WholeModel:
         with self.autocast(), captured_hidden(head) as hidden:
             (wrapper or self.model)(**batch.to_model(self.device), use_cache=False)
         with self.autocast():  # (rows, columns, hidden) and the index -> (scored tokens,) by span
-            return pair_logps(hidden[0], lambda states: self.finish_logits(head(states)), batch.score)
+            return pair_logps(hidden[0], head_of(head, self.finish_logits), batch.score)
 
     @torch.no_grad()
     def score(self, micro_batches: Sequence[Batch]) -> PairLogps:

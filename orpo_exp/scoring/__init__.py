@@ -4,7 +4,8 @@ Logits are made only where a token is scored, and a bounded number of them at a 
 all, they are made again in the backward pass instead of being kept.
 """
 
+from orpo_exp.scoring.linear import LinearHead, head_of
 from orpo_exp.scoring.pairs import by_span, captured_hidden, pair_logps, token_logps
 from orpo_exp.scoring.softmax import WHOLE, Vocabulary
 
-__all__ = ["WHOLE", "Vocabulary", "by_span", "captured_hidden", "pair_logps", "token_logps"]
+__all__ = ["WHOLE", "LinearHead", "Vocabulary", "by_span", "captured_hidden", "head_of", "pair_logps", "token_logps"]

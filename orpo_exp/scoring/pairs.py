@@ -1,19 +1,15 @@
 """From a model's hidden states to the log-probabilities of the tokens that are scored, chunk by chunk."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from orpo_exp.scoring.softmax import WHOLE, Vocabulary, picked
+from orpo_exp.scoring.linear import Head, LinearHead, linear_logps
+from orpo_exp.scoring.softmax import CHUNK_NUMBERS, WHOLE, Vocabulary, overwritable, picked
 from orpo_exp.types import PairLogps, ScoreIndex, TokenLogps
-
-# Numbers in the logits of one chunk: 2^24 float32 are 64 MiB.
-CHUNK_NUMBERS = 2**24
-
-Head = Callable[[Tensor], Tensor]
 
 
 @contextmanager
@@ -74,11 +70,10 @@ def token_logps(
     """
 
     def chunk_logps(states: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
-        logits = head(states).float()  # (chunk, vocabulary)
-        if hasattr(logits.grad_fn, "_saved_result"):  # what made them wants them for its backward pass
-            logits = logits.clone()
-        return picked(logits, tokens, vocabulary, log_squared)
+        return picked(overwritable(head(states)), tokens, vocabulary, log_squared)
 
+    if isinstance(head, LinearHead) and vocabulary is WHOLE:
+        return linear_logps(hidden, head, target, max(1, chunk_numbers // len(head.weight)), log_squared)
     columns = vocabulary.columns or (head(hidden[:1].detach()).shape[-1] if len(hidden) else 1)
     size = max(1, chunk_numbers // columns)
     if len(hidden) <= size:

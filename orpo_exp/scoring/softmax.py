@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Numbers in the logits of one chunk: 2^24 float32 are 64 MiB.
+CHUNK_NUMBERS = 2**24
 # Numbers that the caches of a few cores hold: 2^19 float32 are 2 MiB.
 CACHED_NUMBERS = 2**19
 
@@ -45,49 +47,82 @@ def picked(logits: Tensor, tokens: Tensor, vocabulary: Vocabulary, log_squared: 
 
 
 class _Picked(torch.autograd.Function):
-    """What `picked` does.
-
-    The logits become exp(logit - largest here): the gradient, onehot - p, then takes one product more, no
-    second softmax and no memory. All is done by rows that fit into the caches: a pass over memory costs more than an
-    exp.
-    """
+    """What `picked` does."""
 
     @staticmethod
     def forward(
         ctx: Any, logits: Tensor, tokens: Tensor, vocabulary: Vocabulary, log_squared: bool
     ) -> tuple[Tensor, Tensor]:
-        own, place = _own(logits, tokens, vocabulary)
-        picked = logits.new_zeros(len(logits))
-        picked[own] = logits[own, place]
-        most = logits.new_full((len(logits),), -torch.inf)
-        sums = logits.new_zeros(2 if log_squared else 1, len(logits))
         weights = logits.detach()
-        for rows in _cached(logits):
-            torch.amax(weights[rows], 1, out=most[rows])
-            weights[rows].sub_(most[rows, None]).exp_()
-            torch.sum(weights[rows], 1, out=sums[0, rows])
-            if log_squared:
-                torch.sum(weights[rows].square(), 1, out=sums[1, rows])
-        # from the largest here to the largest of all ranks
-        here, most = most, vocabulary.most(most.clone())
-        scale = (here - most).exp()
-        sums[0] *= scale
-        sums[1:] *= scale**2
-        sums, picked = vocabulary.total(torch.cat([sums, picked[None]])).split([len(sums), 1])
-        ctx.save_for_backward(weights, tokens, scale / sums[0])
+        logps, squares, _, share = normalise(weights, tokens, vocabulary, log_squared)
+        ctx.save_for_backward(weights, tokens, share)
         ctx.vocabulary = vocabulary
-        squares = sums[1].log() - 2 * sums[0].log() if log_squared else sums[0]
         ctx.mark_non_differentiable(squares)
-        return picked[0] - most - sums[0].log(), squares
+        return logps, squares
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        weights, tokens, share = ctx.saved_tensors  # a row's weights times its share are probabilities
-        gradient = gradients[0]
-        own, place = _own(weights, tokens, ctx.vocabulary)
-        weights.mul_((-gradient * share)[:, None])
-        weights[own, place] += gradient[own]
+        weights, tokens, share = ctx.saved_tensors
+        differentiate(weights, tokens, share, gradients[0], ctx.vocabulary)
         return weights, None, None, None
+
+
+def overwritable(logits: Tensor) -> Tensor:
+    """Logits in float32 that nothing else needs: neither what made them nor, later, its backward pass."""
+    logits = logits.float()
+    return logits.clone() if hasattr(logits.grad_fn, "_saved_result") else logits
+
+
+def normalise(
+    logits: Tensor, tokens: Tensor, vocabulary: Vocabulary, log_squared: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(n, columns here) logits, in place, to exp(logit - largest here); four (n,) tensors of them.
+
+    log p(token), log sum_v p(v)^2 (without `log_squared` nothing of use), the largest here, and the factor that makes
+    probabilities. Each is in float32. The gradient, onehot - p, then takes one product more, no second softmax and no
+    memory. All is done by rows that fit into the caches: a pass over memory costs more than an exp.
+    """
+    own, place = _own(logits, tokens, vocabulary)
+    picked = logits.new_zeros(len(logits))
+    picked[own] = logits[own, place]
+    here = logits.new_full((len(logits),), -torch.inf)
+    sums = logits.new_zeros(2 if log_squared else 1, len(logits))
+    for rows in _cached(logits):
+        torch.amax(logits[rows], 1, out=here[rows])
+        logits[rows].sub_(here[rows, None]).exp_()
+        torch.sum(logits[rows], 1, out=sums[0, rows])
+        if log_squared:
+            torch.sum(logits[rows].square(), 1, out=sums[1, rows])
+    # from the largest here to the largest of all ranks
+    most = vocabulary.most(here.clone())
+    scale = (here - most).exp()
+    sums[0] *= scale
+    sums[1:] *= scale**2
+    sums, picked = vocabulary.total(torch.cat([sums, picked[None]])).split([len(sums), 1])
+    squares = sums[1].log() - 2 * sums[0].log() if log_squared else sums[0]
+    return picked[0] - most - sums[0].log(), squares, here, scale / sums[0]
+
+
+def differentiate(
+    numbers: Tensor,
+    tokens: Tensor,
+    share: Tensor,
+    gradient: Tensor,
+    vocabulary: Vocabulary,
+    largest: Tensor | None = None,
+) -> None:
+    """What `normalise` made of logits, in place, to the gradient of the logits, from that of log p(token), (n,).
+
+    largest: what `normalise` gave, where the numbers are the logits made again.
+    """
+    own, place = _own(numbers, tokens, vocabulary)
+    scale = (-gradient * share)[:, None]
+    if largest is None:
+        numbers.mul_(scale)
+    else:
+        for rows in _cached(numbers):
+            numbers[rows].sub_(largest[rows, None]).exp_().mul_(scale[rows])
+    numbers[own, place] += gradient[own]
 
 
 def _own(logits: Tensor, tokens: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
