@@ -9,7 +9,8 @@
 
 A Llama with 4 layers of 256 trains in float32 by the command line, each run in a process of its own; half of a pair's
 tokens are its prompt. Memory is the growth of the peak over that of the same program training a tiny model, and, beyond
-what must be there (weights, the optimizer's state, two buffers of the head's gradient), what the work itself takes.
+what must be there (weights, their gradients, Adam's moments, the head's gradient of one micro-batch), what the work
+itself takes.
 """
 
 import argparse
@@ -47,7 +48,7 @@ def measured(length: int, vocabulary: int, steps: int) -> dict[str, float]:
             parameters[name] = write_model(folder / name, sizes, pairs, length)
             run = folder / f"run-{name}"
             found[name] = run_ours("orpo", folder / name, folder / "pairs.jsonl", run, steps, PAIRS, length)
-    needed = 4 * (3 * parameters["full"] + 2 * vocabulary * FULL["hidden_size"])
+    needed = 4 * (4 * parameters["full"] + vocabulary * FULL["hidden_size"])
     growth = found["full"]["peak"] - found["tiny"]["peak"]
     return {
         "length": length, "vocabulary": vocabulary, "seconds a step": PAIRS / found["full"]["pairs_per_second"],
