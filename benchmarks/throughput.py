@@ -18,6 +18,7 @@ with each distinct token once, as a share of the step; how far the two curves of
 """
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -50,7 +51,8 @@ def generated(means: tuple[int, int, int, int, int], count: int) -> Pairs:
         return " ".join(f"w{rng.randrange(WORDS)}" for _ in range(length))
 
     names = {"prompt": (0, 3), "chosen": (1, 4), "rejected": (2, 4)}
-    return [{name: text(means[mean], means[most]) for name, (mean, most) in names.items()} for _ in range(count)]
+    pairs = [{name: text(means[mean], means[most]) for name, (mean, most) in names.items()} for _ in range(count)]
+    return [pair | {"prompt": f"{pair['prompt']} "} for pair in pairs]  # TRL's DPO tokenises prompt and answer as one
 
 
 def read(path: Path) -> Pairs:
@@ -75,7 +77,8 @@ def write_model(folder: Path, sizes: dict[str, int], pairs: Pairs, longest: int 
     tokens = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
     model = LlamaForCausalLM(LlamaConfig(**config, **tokens, tie_word_embeddings=False))
     model.save_pretrained(folder)
-    whole = {"model_type": "llama", **config, **tokens, "tie_word_embeddings": False, "torch_dtype": "float32"}
+    named = {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
+    whole = {**named, **config, **tokens, "tie_word_embeddings": False, "torch_dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(whole))  # in the spelling of transformers 4
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -239,7 +242,9 @@ def compare(name: str, pairs: Pairs, loss: str, rounds: int, steps: int, micro_b
     micro = max(1, round(mean * BATCH / 1024))  # micro-batches of a step; see Plugin.micro_batch_tokens
     scored = sum(sum(of) - (of[0] if loss == "dpo" else 1) for of in used) / len(used)
     passes = [(round((mean - 2) * BATCH / micro), round(scored * BATCH / micro))] * micro
-    curve = max(abs(a - b) / abs(a) for a, b in zip(trl[best][0]["losses"], ours[0]["losses"], strict=True))
+    # TRL logs 0 where its loss was no number: its ORPO leaves some answers no token
+    losses = [(a, b) for a, b in zip(trl[best][0]["losses"], ours[0]["losses"], strict=True) if a]
+    curve = max((abs(a - b) / abs(a) for a, b in losses), default=float("nan"))
     return {
         "data": name, "loss": loss, "prompt": statistics.mean(of[0] for of in used),
         "chosen": statistics.mean(of[1] for of in used), "rejected": statistics.mean(of[2] for of in used),
@@ -287,15 +292,13 @@ def main() -> None:
         if args.pairs
         else {name: generated(means, BATCH * args.steps) for name, means in GENERATED.items()}
     )
-    rows = [
-        compare(name, of, loss, args.rounds, args.steps, args.micro_batches)
-        for loss in args.loss
-        for name, of in data.items()
-    ]
-    titles = [title for title in rows[0] if title != "layout"]
-    print(head_of(titles))
-    for row in rows:
-        print(row_of(row[title] for title in titles))
+    rows: list[dict[str, Any]] = []
+    for loss, (name, of) in itertools.product(args.loss, data.items()):
+        rows.append(compare(name, of, loss, args.rounds, args.steps, args.micro_batches))
+        titles = [title for title in rows[0] if title != "layout"]
+        if len(rows) == 1:
+            print(head_of(titles))
+        print(row_of(rows[-1][title] for title in titles), flush=True)
     print(*{row["layout"] for row in rows}, sep="\n")
     if args.plot:
         draw(rows, args.plot)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from omegaconf import MISSING, DictConfig, OmegaConf
 
+from orpo_exp.adapters import ADAPTERS, AdapterConfig
 from orpo_exp.data import DATA, DataConfig
 from orpo_exp.layouts import LAYOUTS, LayoutConfig
 from orpo_exp.losses import LAM_SCHEDULES, LOSSES, LamScheduleConfig, Loss, LossConfig, Scope
@@ -53,6 +54,7 @@ class RunConfig(Settings):
     """
 
     model: ModelConfig = MISSING
+    adapter: AdapterConfig = field(default=MISSING, metadata={"as_before": "none"})
     data: DataConfig = MISSING
     layout: LayoutConfig = field(default=MISSING, metadata=NOT_NUMERIC)
     loss: LossConfig = MISSING
@@ -121,8 +123,11 @@ def typed(node: DictConfig, choices: dict[str, str]) -> RunConfig:
         elif key != "choices":
             parts[str(key)] = _object(value, str(key)) if isinstance(value, DictConfig) else value
     config = RunConfig(**parts)
+    adapter = ADAPTERS.of(config.adapter)
     if config.optimizer.lr is None:
-        config.optimizer.lr = MODELS.of(config.model).suited_lr
+        config.optimizer.lr = float(f"{MODELS.of(config.model).suited_lr * adapter.lr_factor:.3g}")
+    if (settled := REFERENCES.of(config.reference).settled(adapter.partial)) is not None:
+        config.reference, choices["reference"] = REFERENCES.named(settled).Config(), settled
     check(config)
     return config
 
@@ -167,11 +172,17 @@ def check(config: RunConfig) -> None:
         allowed = f"auto or padded with model.attention={config.model.attention.value}: a row then holds one text only"
         do = "Choose layout=auto or model.attention=sdpa."
         raise ConfigError("layout", config.choices.get("layout"), allowed, do)
+    adapter = ADAPTERS.build(config.adapter)
+    adapter.check(MODELS.build(config.model).found_at)
     loss = LOSSES.build(config.loss)
     _check_lam_schedule(config, loss)
-    if loss.scope is Scope.batch and config.model.dropout > 0:
-        allowed = "0, for this loss scores each batch twice and must see the same numbers"
-        raise ConfigError("model.dropout", config.model.dropout, allowed, "Set model.dropout=0.")
+    for part, dropout in {"model": config.model.dropout, "adapter": adapter.dropout}.items():
+        if loss.scope is Scope.batch and dropout > 0:
+            allowed = "0, for this loss scores each batch twice and must see the same numbers"
+            raise ConfigError(f"{part}.dropout", dropout, allowed, f"Set {part}.dropout=0.")
+    if loss.needs_reference and REFERENCES.of(config.reference).of_trained and not adapter.partial:
+        allowed = "frozen, cached or synced without an adapter, by which a part of the weights alone moves"
+        raise ConfigError("reference", config.choices.get("reference"), allowed, "Choose reference=frozen.")
     if Need.mismatched in loss.needs and train.global_batch_size == 1:
         allowed = "2 or more, for this loss takes another pair's answers from the same batch"
         raise ConfigError("train.global_batch_size", 1, allowed, "Raise train.global_batch_size.")
@@ -194,6 +205,7 @@ def check_plugin(config: RunConfig, world_size: int | None, starting: bool = Fal
         reference=config.reference,
         model_settings=config.model,
         optimizer=OPTIMIZERS.of(config.optimizer),
+        adapter=ADAPTERS.of(config.adapter),
         read_model=lambda: MODELS.build(config.model).facts(hub=starting),
         world_size=world_size,
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orpo_exp.adapters import ADAPTERS, Adapter
 from orpo_exp.config import SPLIT, RunConfig, check_plugin, resolved
 from orpo_exp.data import DATA
 from orpo_exp.data.order import Order
@@ -144,7 +145,9 @@ def train(
     policy = source.prepare(training_texts(data), config.seed)
     pairs = prepare(data, policy.tokenizer, config.data.max_length, config.data.min_prompt_length)
     pairs = pairs.within(source.positions())
-    digest = ranks.from_main(lambda: source.digest(config.seed))
+    adapter = ADAPTERS.build(config.adapter)
+    build = adapter.on(policy.build, source.found_at, config.seed)
+    digest = ranks.from_main(lambda: source.digest(config.seed) + adapter.digest())
 
     steps = Order(pairs.size, config.train.global_batch_size, config.seed)
     max_steps = config.train.total_steps(steps.steps_per_epoch)
@@ -154,15 +157,17 @@ def train(
     used_before = Used.recorded(found[1] if found else None, config.choices["layout"])
     sample = pairs.train(steps.positions(1))
     layout = settle(config.layout, sample, policy.one_text_a_row, used_before)
-    plugin.prepare(policy.build, optimizer.make, config.train.max_grad_norm)
+    plugin.prepare(build, optimizer.make, config.train.max_grad_norm)
     if not used_before:
         layout = checked(layout, plugin, sample)
     used = Used(LAYOUTS.name(layout), used_before.micro_batch_tokens if used_before else plugin.micro_batch_tokens)
     most_tokens = config.train.micro_batch_tokens or used.micro_batch_tokens
     sharing = Sharing(layout, ranks, loss.needs, config.train.micro_batch_pairs, most_tokens)
     reference = REFERENCES.build(config.reference, plugin, sharing) if loss.needs_reference else None
-    if reference and reference.beside_policy:
-        plugin.hold_reference(policy.build)
+    if reference and reference.of_trained:
+        plugin.hold_beginning()
+    elif reference and reference.beside_policy:
+        plugin.hold_reference(build)
     plugin.seed(config.seed)  # after what draws weights
 
     about = manifest(config, plugin, used, pairs, digest)
@@ -173,11 +178,12 @@ def train(
         trackers.trackers += [Jsonl(), *(TRACKERS.build(tracker) for tracker in config.tracker.values())]
         begun_at = found[1]["step"] if found else 0
         trackers.start(RunInfo(order.folder, order.experiment, resolved(config), max_steps, begun_at))
-    report(plugin, optimizer, config, policy, pairs)
+    report(plugin, optimizer, config, policy, pairs, adapter)
 
     def describe(folder: Path) -> None:
         plugin.models[Which.policy].save_config(folder)
         policy.tokenizer.save_pretrained(folder)
+        adapter.describe(folder)
 
     scheduler = SCHEDULERS.build(config.scheduler, max_steps)
     moves = reference is not None and reference.moves
@@ -260,7 +266,12 @@ def answers(plugin: Plugin, policy: CausalLM, pairs: TokenizedData, config: RunC
 
 
 def report(
-    plugin: Plugin, optimizer: OptimizerFactory, config: RunConfig, policy: CausalLM, pairs: TokenizedData
+    plugin: Plugin,
+    optimizer: OptimizerFactory,
+    config: RunConfig,
+    policy: CausalLM,
+    pairs: TokenizedData,
+    adapter: Adapter,
 ) -> None:
     """Tell the user what was found: rows, skipped ones by reason, the model's size and what each rank holds."""
     size = "endless" if pairs.size is None else f"{pairs.size:,}"
@@ -273,8 +284,9 @@ def report(
     footprint = plugin.footprint(optimizer.state_bytes)
     held = f"; per rank {told(plugin.ranks, footprint)}" if footprint else ""
     log.info("model: %s, %d ranks%s", plugin.models[Which.policy].describe(), plugin.ranks.world_size, held)
-    if config.model.dropout > 0:
-        log.warning("model.dropout is above 0: the loss now depends on how the work is split")
+    for part, dropout in {"model": config.model.dropout, "adapter": adapter.dropout}.items():
+        if dropout > 0:
+            log.warning("%s.dropout is above 0: the loss now depends on how the work is split", part)
 
 
 def draw_plots(folder: Path) -> None:

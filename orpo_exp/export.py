@@ -13,8 +13,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
+from orpo_exp.adapters.peft import SETTINGS, WEIGHTS, peft_name
 from orpo_exp.plugins.pieces import POLICY, Pieces, write_model
 from orpo_exp.plugins.whole import POLICY as WHOLE
 from orpo_exp.schema import Refused
@@ -39,8 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def export(given: Path, folder: Path) -> Path:
-    """Write the weights of a checkpoint, with configuration and tokenizer, so that `from_pretrained` loads them; which
-    checkpoint it was. Raises Refused where there is none, one that is not whole, or something in the folder already."""
+    """Write the weights of a checkpoint, or its adapter, with configuration and tokenizer, as `from_pretrained` loads
+    them; which checkpoint it was. Raises Refused where there is none, one that is not whole, or something in the folder
+    already."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Refused(f"{folder} is there already, and not an empty folder. Choose another.")
     if (given / MANIFEST).is_file():
@@ -54,6 +57,9 @@ def export(given: Path, folder: Path) -> Path:
     if not about.is_dir():
         raise Refused(f"{about} is not there: it comes with the checkpoints of version 0.2. Resume the run once.")
     shutil.copytree(about, folder, dirs_exist_ok=True)
+    if (folder / SETTINGS).is_file():
+        save_file({peft_name(name): tensor for name, tensor in weights(checkpoint)}, folder / WEIGHTS)
+        return checkpoint
     dtype = getattr(torch, json.loads((folder / "config.json").read_text(encoding="utf-8"))["torch_dtype"])
     write_model(folder, ((name, tensor.to(dtype)) for name, tensor in weights(checkpoint)))
     return checkpoint

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
@@ -54,13 +55,15 @@ class TokenizedPair:
 
 @dataclass(frozen=True)
 class BuiltModel:
-    """A Hugging Face causal LM on the CPU.
+    """A Hugging Face causal LM on the CPU; what of it is trained requires a gradient.
 
     finish_logits: what the architecture does to the output of its head, (n, vocabulary) -> (n, vocabulary).
+    save: writes it as Hugging Face's libraries load it.
     """
 
     model: "PreTrainedModel"
     finish_logits: Callable[[Tensor], Tensor]
+    save: "Callable[[PreTrainedModel, Path], None]" = lambda model, folder: model.save_pretrained(folder)
 
 
 @dataclass(frozen=True)

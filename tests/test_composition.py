@@ -10,6 +10,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from orpo_exp.cli import check, compose
 from orpo_exp.config import RunConfig, TrainConfig
+from orpo_exp.data import DataConfig
+from orpo_exp.optimizers import OptimizerConfig, SchedulerConfig
 from orpo_exp.schema import ConfigError, flat
 
 ROOT = Path(__file__).parents[1]
@@ -20,6 +22,7 @@ OPTIONS = sorted(
 )
 FILES = [*OPTIONS, *(("hydra/launcher", file.stem) for file in sorted((CONF / "hydra" / "launcher").glob("*.yaml")))]
 MISSING = {"json": "data.path=x.json", "hub": "data.path=x/y", "hf": "model.path=x/y"}
+SETTLED = {("reference", "auto"): "frozen"}  # by what stands for it
 
 
 QUICK = ("quickstart", "dpo_baseline")  # one with all its values, one that needs a path; the others take a minute
@@ -42,6 +45,10 @@ def test_presets_compose_with_every_option(preset):
     """Or are refused with a reason, where a schedule or a reference does not fit the loss."""
     for group, option in OPTIONS:
         overrides = [f"+experiment={preset}", f"{group}={option}", "train.max_steps=1"]
+        if group == "adapter" and option != "none":
+            overrides.append("adapter.merge=true")  # the quickstart's model lies nowhere
+        if (group, option) == ("adapter", "existing"):
+            continue  # it is looked for in its folder
         chosen = {"data": "", "model": ""} | dict(compose(overrides, None).hydra.runtime.choices)
         overrides += [MISSING[str(chosen[g])] for g in ("data", "model") if chosen[g] in MISSING]
         try:
@@ -50,7 +57,8 @@ def test_presets_compose_with_every_option(preset):
             if refused.key == group and group in ("lam_schedule", "reference"):
                 continue
             raise
-        assert order.config.choices.get(group, option) == option, (preset, group, option)
+        settled = SETTLED.get((group, option), option)
+        assert order.config.choices.get(group, option) == settled, (preset, group, option)
         assert order.experiment == preset
 
 
@@ -95,12 +103,14 @@ def test_choices_are_recorded():
     assert order.config.choices["loss"] == "orpo"
 
 
-def test_presets_set_run_wide_keys_only():
-    """A component's value in a preset would make `+experiment=P component=other` fail."""
+def test_presets_set_run_wide_keys_and_what_all_options_of_a_group_have():
+    """A single component's value in a preset would make `+experiment=P component=other` fail."""
+    groups = {"data": DataConfig, "optimizer": OptimizerConfig, "scheduler": SchedulerConfig}
     for preset in PRESETS:
-        text = (CONF / "experiment" / f"{preset}.yaml").read_text()
-        top = set(re.findall(r"^(\w+):", text, re.MULTILINE))
-        assert top <= {"defaults", "train", "seed", "processes", "hydra"}, preset
+        content = OmegaConf.load(CONF / "experiment" / f"{preset}.yaml")
+        assert content.keys() <= {"defaults", "train", "seed", "processes", "hydra", *groups}, preset
+        for group in content.keys() & groups.keys():
+            assert content[group].keys() <= {f.name for f in fields(groups[group])}, preset
 
 
 def test_no_component_is_known_by_name_outside_its_file():

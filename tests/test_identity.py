@@ -39,36 +39,36 @@ def test_sweeps_of_the_first_version_are_found_again():
 
 
 @dataclass
-class AdapterConfig(Settings):
+class PrunerConfig(Settings):
     """A group that is added later, in its option that means as before."""
 
 
 @dataclass
-class LoraConfig(AdapterConfig):
-    rank: int = 8
+class MagnitudeConfig(PrunerConfig):
+    share: int = 8
 
 
 @dataclass
 class Later(RunConfig):
-    adapter: AdapterConfig = field(default_factory=AdapterConfig, metadata={"as_before": "none"})
+    pruner: PrunerConfig = field(default_factory=PrunerConfig, metadata={"as_before": "none"})
     split_seed: int | None = setting(None, as_before=None)
 
 
-def later(adapter: AdapterConfig, option: str, **values: object) -> Later:
+def later(pruner: PrunerConfig, option: str, **values: object) -> Later:
     """The configuration of a command as a later version would have it."""
     config = order_of("+experiment=quickstart").config
     parts = {name: getattr(config, name) for name in vars(config)}
-    parts["choices"] = config.choices | {"adapter": option}
-    return Later(**parts, adapter=adapter, **values)
+    parts["choices"] = config.choices | {"pruner": option}
+    return Later(**parts, pruner=pruner, **values)
 
 
 def test_a_group_added_later_leaves_the_identity_as_it_was_while_it_is_as_before():
     before = HASHES["+experiment=quickstart"]
-    assert later(AdapterConfig(), "none").config_hash == before
+    assert later(PrunerConfig(), "none").config_hash == before
     hashes = {
-        later(LoraConfig(), "lora").config_hash,
-        later(LoraConfig(rank=4), "lora").config_hash,
-        later(AdapterConfig(), "none", split_seed=3).config_hash,
+        later(MagnitudeConfig(), "magnitude").config_hash,
+        later(MagnitudeConfig(share=4), "magnitude").config_hash,
+        later(PrunerConfig(), "none", split_seed=3).config_hash,
         before,
     }
     assert len(hashes) == 4
@@ -77,11 +77,13 @@ def test_a_group_added_later_leaves_the_identity_as_it_was_while_it_is_as_before
 def test_what_was_written_before_is_read_as_having_the_values_that_mean_as_before():
     order = order_of("+experiment=quickstart")
     former = order.config.numeric()
-    as_before, lora = (replace(order, config=c) for c in (later(AdapterConfig(), "none"), later(LoraConfig(), "lora")))
+    as_before, magnitude = (
+        replace(order, config=c) for c in (later(PrunerConfig(), "none"), later(MagnitudeConfig(), "magnitude"))
+    )
     assert differences(former, as_before) == []
-    assert "choices.adapter (was none, is now lora)" in differences(former, lora)
-    assert "choices.adapter (was lora, is now none)" in differences(lora.config.numeric(), as_before)
-    moved = replace(order, config=later(AdapterConfig(), "none", split_seed=3))
+    assert "choices.pruner (was none, is now magnitude)" in differences(former, magnitude)
+    assert "choices.pruner (was magnitude, is now none)" in differences(magnitude.config.numeric(), as_before)
+    moved = replace(order, config=later(PrunerConfig(), "none", split_seed=3))
     assert differences(former, moved) == ["split_seed (was None, is now 3)"]
     assert differences(moved.config.numeric(), as_before) == ["split_seed (was 3, is now None)"]
 

@@ -9,7 +9,7 @@ FLOORS = (
     ("schema", "files", "signals", "metrics"),
     ("registry", "types"),
     ("scoring",),
-    ("data", "layouts", "losses", "models", "optimizers", "plugins", "tracking"),
+    ("adapters", "data", "layouts", "losses", "models", "optimizers", "plugins", "tracking"),
     ("training",),
     ("config",),
     ("runs",),

@@ -57,6 +57,11 @@ class ModelSource(ABC):
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
 
+    @property
+    def found_at(self) -> str | None:
+        """Where others find the weights it starts from: a folder or a hub id; None: nowhere."""
+        return None
+
     def check(self) -> None:
         """Refuse with ConfigError what can be refused without loading anything."""
         c = self.config

@@ -1,7 +1,9 @@
 """Models and tokenizers from a local folder or the Hugging Face hub."""
 
+import copy
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -15,11 +17,12 @@ from typing_extensions import override
 
 from orpo_exp.models.attention import Attention, positions
 from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, told_about
-from orpo_exp.schema import ConfigError
+from orpo_exp.schema import ConfigError, setting
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
 
 FILE_TYPES = (".safetensors", ".json", ".txt", ".model", ".jinja", ".py")  # of weights, configuration and tokenizer
 
@@ -40,14 +43,22 @@ class Pretrained(ModelSource):
     @dataclass
     class Config(ModelConfig):
         """path: a local folder or a hub id; revision: the hub's branch, tag or commit; dtype: of the weights;
-        trust_remote_code: run Python code that comes with the model."""
+        resize_embeddings: give tokens that the model has none for an embedding; trust_remote_code: run Python code that
+        comes with the model."""
 
         path: str = MISSING
         revision: str | None = None
         dtype: DType = DType.float32
+        resize_embeddings: bool = setting(False, as_before=False)
         trust_remote_code: bool = False
 
     config: Config
+
+    @property
+    @override
+    def found_at(self) -> str:
+        folder = Path(self.config.path).expanduser()
+        return str(folder.resolve()) if folder.is_dir() else self.config.path
 
     @override
     def check(self) -> None:
@@ -92,18 +103,16 @@ class Pretrained(ModelSource):
     @override
     def hf_config(self, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
         import torch
-        from transformers import AutoConfig
 
-        c = self.config
-        with told_about("model.path", c.path, "a folder or hub id with a causal LM"):
-            hf_config = AutoConfig.from_pretrained(
-                os.path.expanduser(c.path), revision=c.revision, trust_remote_code=c.trust_remote_code
-            )
-        rows = hf_config.get_text_config(decoder=True).vocab_size
-        if len(tokenizer) > rows:
-            allowed = f"a model with an embedding for each of its tokenizer's {len(tokenizer)} tokens"
-            do = f"This one has {rows}: fix the folder's tokenizer files."
-            raise ConfigError("model.path", c.path, allowed, do)
+        c, hf_config = self.config, self._stored()
+        text = hf_config.get_text_config(decoder=True)
+        if len(tokenizer) > text.vocab_size:
+            if not c.resize_embeddings:
+                allowed = f"a model with an embedding for each of its tokenizer's {len(tokenizer)} tokens"
+                do = f"This one has {text.vocab_size}: fix the tokenizer's files, or set model.resize_embeddings=true."
+                raise ConfigError("model.path", c.path, allowed, do)
+            log.info("%d tokens get an embedding, at the mean of the others", len(tokenizer) - text.vocab_size)
+            text.vocab_size = len(tokenizer)
         hf_config.torch_dtype = getattr(torch, c.dtype.value)
         return hf_config
 
@@ -117,16 +126,44 @@ class Pretrained(ModelSource):
         from transformers import AutoModelForCausalLM
 
         c = self.config
+        own = copy.deepcopy(hf_config)
+        own.get_text_config(decoder=True).vocab_size = self._stored().get_text_config(decoder=True).vocab_size
         with self.told():
-            return AutoModelForCausalLM.from_pretrained(
+            model = AutoModelForCausalLM.from_pretrained(
                 os.path.expanduser(c.path),
-                config=hf_config,
+                config=own,
                 revision=c.revision,
                 torch_dtype=getattr(torch, c.dtype.value),
                 attn_implementation=attention.value,
                 use_safetensors=True,
                 trust_remote_code=c.trust_remote_code,
             )
+        grow(model, hf_config.get_text_config(decoder=True).vocab_size)
+        return model
+
+    def _stored(self) -> "PretrainedConfig":
+        """The configuration as it lies there."""
+        from transformers import AutoConfig
+
+        c = self.config
+        with told_about("model.path", c.path, "a folder or hub id with a causal LM"):
+            return AutoConfig.from_pretrained(
+                os.path.expanduser(c.path), revision=c.revision, trust_remote_code=c.trust_remote_code
+            )
+
+
+def grow(model: "PreTrainedModel", rows: int) -> None:
+    """Give the embeddings, of both ends, so many rows, the new ones at the mean of those that were there."""
+    import torch
+
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    before = [end.weight.detach() for end in ends]
+    if rows <= len(before[0]):
+        return
+    with torch.no_grad():
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        for get, former in zip((model.get_input_embeddings, model.get_output_embeddings), before, strict=True):
+            get().weight[len(former) :] = former.mean(0)
 
 
 def files_digest(path: str, key: str, some_file: str, revision: str | None = None) -> str:

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: constant, linear and cosine, each after a linear warmup."""
+"""Learning-rate schedules: constant, linear, cosine and inverse root, each after a linear warmup."""
 
 import math
 from dataclasses import dataclass
@@ -47,3 +47,16 @@ class Cosine(Decay):
     def decay(self, progress: float) -> float:
         final = self.config.final
         return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+@SCHEDULERS.register("inverse_sqrt")
+class InverseSqrt(Scheduler):
+    """By the inverse root of the steps so far, in units of the warmup's (Vaswani et al. 2017, arXiv 1706.03762, eq. 3).
+
+    Without a warmup as if one of 10,000 steps had ended, as transformers has it.
+    """
+
+    @override
+    def decay(self, progress: float) -> float:
+        steps = progress * (self.total_steps - self.warmup_steps)
+        return 1.0 / math.sqrt(1.0 + steps / (self.warmup_steps or 10_000))

@@ -143,6 +143,10 @@ class Plugin(ABC):
     def hold_reference(self, build: Builder) -> None:
         """Build a frozen model beside the policy, for `score(..., Which.held)`."""
 
+    def hold_beginning(self) -> None:
+        """In place of `hold_reference`, where a part of the policy alone is trained: keep what that is now."""
+        raise NotImplementedError(f"{type(self).__name__} trains whole models alone")
+
     def footprint(self, state_bytes: StateBytes) -> Footprint | None:
         """The bytes that this rank holds in training, as they can be told now; None: nothing is said of them.
 

@@ -15,7 +15,7 @@ from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, Plu
 from orpo_exp.plugins.colossal import colossalai_imported
 from orpo_exp.plugins.memory import Footprint, StateBytes, footprint
 from orpo_exp.plugins.processes import Place
-from orpo_exp.plugins.whole import WholeModel, accumulate, built_once, load_whole, save_whole
+from orpo_exp.plugins.whole import Beginning, WholeModel, accumulate, built_once, load_whole, save_whole
 from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput
 
 
@@ -43,15 +43,18 @@ class DDP(Plugin):
         optimizer = make_optimizer(built.model.parameters())
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # of an argument ColossalAI always gives
             model, optimizer, *_ = self.booster.boost(built.model, optimizer)
-        self.adopt(model, optimizer, built.finish_logits, max_grad_norm)
+        self._take(model, optimizer, built, max_grad_norm)
 
     @override
     def adopt(
         self, model: Any, optimizer: Any, finish_logits: Callable[[Tensor], Tensor], max_grad_norm: float | None
     ) -> None:
+        self._take(model, optimizer, BuiltModel(model.unwrap(), finish_logits), max_grad_norm)
+
+    def _take(self, model: Any, optimizer: Any, built: BuiltModel, max_grad_norm: float | None) -> None:
         # a rank that is alone has nobody to tell of its gradients, and no need for the memory in which they travel
         self.wrapper, self.optimizer = model if self.ranks.world_size > 1 else model.unwrap(), optimizer
-        self.policy = WholeModel(BuiltModel(model.unwrap(), finish_logits), self.device, self.config.precision.dtype)
+        self.policy = WholeModel(built, self.device, self.config.precision.dtype)
         self.models[Which.policy] = self.policy
         self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
         self._settle_buckets()
@@ -61,6 +64,10 @@ class DDP(Plugin):
         held = WholeModel(built_once(build, self.ranks), self.device, self.config.precision.dtype)
         held.model.requires_grad_(False)
         self.models[Which.held] = held
+
+    @override
+    def hold_beginning(self) -> None:
+        self.models[Which.held] = Beginning(self.policy)
 
     @override
     def footprint(self, state_bytes: StateBytes) -> Footprint:
@@ -108,7 +115,7 @@ class DDP(Plugin):
     @override
     def save_weights(self, folder: Path) -> None:
         if self.ranks.is_main:
-            self.policy.model.save_pretrained(folder, safe_serialization=True)
+            self.policy.save_pretrained(folder)
         self.ranks.barrier()
 
     def _held(self, wanted: bool) -> WholeModel | None:

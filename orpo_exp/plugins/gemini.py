@@ -25,7 +25,7 @@ from orpo_exp.plugins.memory import Footprint, StateBytes, state_of
 from orpo_exp.plugins.pieces import HELD, POLICY, Held, Pieces, load_pieces, save_pieces, write_model
 from orpo_exp.plugins.precision import Precision, buffers_kept
 from orpo_exp.plugins.processes import Place
-from orpo_exp.plugins.rules import Rule
+from orpo_exp.plugins.rules import WHOLE_TRAINED, Rule
 from orpo_exp.plugins.state import load_own, save_own
 from orpo_exp.plugins.whole import read_by_main
 from orpo_exp.plugins.zero import WHOLE_MOVES
@@ -94,6 +94,7 @@ RULES = (
         lambda f: f.optimizer.elementwise and f.optimizer.refuses(cut=True, offloaded=f.plugin.offloads) is None,
     ),
     WHOLE_MOVES,
+    WHOLE_TRAINED,
 )
 
 

@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 from orpo_exp.plugins.architectures import ARCHITECTURES, LAYERS, SequenceMode, not_carried, not_divided, size
 from orpo_exp.plugins.base import PluginConfig
-from orpo_exp.plugins.rules import Facts, Rule, divides
+from orpo_exp.plugins.rules import WHOLE_TRAINED, Facts, Rule, divides
 from orpo_exp.plugins.zero import WHOLE_MOVES, cuttable
 from orpo_exp.schema import setting
 
@@ -126,4 +126,5 @@ RULES = (
     ),
     cuttable(lambda f: f.plugin.tp_size > 1 or f.plugin.zero_stage > 0, lambda f: f.plugin.cpu_offload),
     WHOLE_MOVES,
+    WHOLE_TRAINED,
 )

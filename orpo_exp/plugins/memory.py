@@ -37,14 +37,14 @@ def footprint(
 ) -> Footprint:
     """That of torch's parameters and optimizer.
 
-    models: Scorers, with the module as `model`. copied: the weight by the id of its copy, which is updated in its
+    models: Scorers, with their tensors as `weights`. copied: the weight by the id of its copy, which is updated in its
     place. ranges: of how many ranks a rank keeps the gradient of what they update.
     """
     updated = [tensor for group in optimizer.param_groups for tensor in group["params"]]
     weights = [(copied or {}).get(id(tensor), tensor) for tensor in updated]
     pairs = list(zip(updated, weights, strict=True))
     return Footprint(
-        weights=sum(weight.nbytes for of in models for weight in of.model.parameters()),
+        weights=sum(weight.nbytes for of in models for weight in of.weights),
         copies=sum(tensor.nbytes for tensor, weight in pairs if tensor is not weight),
         gradients=ranges * sum(tensor.numel() * weight.element_size() for tensor, weight in pairs),
         state=state_of(updated, state_bytes),

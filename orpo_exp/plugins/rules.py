@@ -10,15 +10,16 @@ from typing import Any
 class Facts:
     """What is known of a run before anything is loaded.
 
-    plugin, reference, model_settings: what was chosen. optimizer: its class. read_model: the contents of the model's
-    config.json, or what stands for it; perhaps from a hub, and so asked for only where a rule needs it. world_size:
-    ranks; None while it is not known, as when a sweep is submitted.
+    plugin, reference, model_settings: what was chosen. optimizer, adapter: their classes. read_model: the contents of
+    the model's config.json, or what stands for it; perhaps from a hub, and so asked for only where a rule needs it.
+    world_size: ranks; None while it is not known, as when a sweep is submitted.
     """
 
     plugin: Any
     reference: Any
     model_settings: Any
     optimizer: Any
+    adapter: Any
     read_model: Callable[[], Mapping[str, Any]]
     world_size: int | None
 
@@ -42,6 +43,14 @@ class Rule:
     def advice(self, facts: Facts) -> str:
         """What to do, and why in this case."""
         return self.do if self.why is None else f"{self.do} Here {self.why(facts)}."
+
+
+WHOLE_TRAINED = Rule(
+    "adapter",
+    "none with this plugin, which trains whole models alone",
+    "Choose plugin=ddp, or zero2, say.",
+    lambda f: not f.adapter.partial,
+)
 
 
 def divides(divisor: int, number: int | None) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from io import StringIO
@@ -76,6 +76,11 @@ class SplitModel:
             if split.tp_size > 1:
                 self.head.gather_output = False  # GPT-J's and Mixtral's policies gather, whatever was asked for
                 self.vocabulary = SplitVocabulary(split.tp_group, self.head.weight.shape[0])
+
+    @property
+    def weights(self) -> Iterable[Tensor]:
+        """What it takes memory for."""
+        return self.model.parameters()
 
     def passes(
         self,

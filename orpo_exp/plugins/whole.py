@@ -1,8 +1,8 @@
 """Parts for plugins whose ranks each hold a whole model: scoring, sampling, hashing, saving it."""
 
 import hashlib
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from typing_extensions import override
 
 from orpo_exp.plugins.base import Objective
 from orpo_exp.plugins.pieces import Held, Piece, save_config
@@ -26,11 +27,18 @@ POLICY, OPTIMIZER, HELD = "policy.safetensors", "optimizer.safetensors", "refere
 
 
 class WholeModel:
-    """A causal LM that lies whole on this rank's device. `dtype`: what matrix products are computed in."""
+    """A causal LM that lies whole on this rank's device.
+
+    built: the model, before anything forbids it gradients: what requires one is `trained`, and alone moves and is
+    saved; the rest is as it was built. dtype: what matrix products are computed in.
+    """
 
     def __init__(self, built: BuiltModel, device: torch.device, dtype: torch.dtype) -> None:
+        self.built, self.device, self.dtype = built, device, dtype
         self.model: PreTrainedModel = built.model.to(device)
-        self.finish_logits, self.device, self.dtype = built.finish_logits, device, dtype
+        parameters = dict(self.model.named_parameters())
+        self.trained: dict[str, Tensor] = {name: of for name, of in parameters.items() if of.requires_grad}
+        self.all_trained = len(self.trained) == len(parameters)
 
     def logps(self, batch: Batch, wrapper: nn.Module | None = None) -> PairLogps:
         """The log-probabilities of a batch. `wrapper`: what is called in the model's place, with the model inside."""
@@ -38,7 +46,7 @@ class WholeModel:
         with self.autocast(), captured_hidden(head) as hidden:
             (wrapper or self.model)(**batch.to_model(self.device), use_cache=False)
         with self.autocast():  # (rows, columns, hidden) and the index -> (scored tokens,) by span
-            return pair_logps(hidden[0], head_of(head, self.finish_logits), batch.score)
+            return pair_logps(hidden[0], head_of(head, self.built.finish_logits), batch.score)
 
     @torch.no_grad()
     def score(self, micro_batches: Sequence[Batch]) -> PairLogps:
@@ -73,25 +81,39 @@ class WholeModel:
     @torch.no_grad()
     def move_towards(self, other: "WholeModel", mix: float) -> None:
         """weights = mix * other's + (1 - mix) * own."""
-        for own, current in zip(self.model.parameters(), other.model.parameters(), strict=True):
-            own.lerp_(current, mix)
+        for name, own in self.trained.items():
+            own.lerp_(other.trained[name], mix)
+
+    @property
+    def weights(self) -> Iterable[Tensor]:
+        """What it takes memory for."""
+        return self.model.parameters()
 
     @property
     def held(self) -> list[Held]:
-        """All of its weights, as pieces.py has them."""
-        return [Held(name, Piece.whole(p.shape), p) for name, p in self.model.named_parameters()]
+        """What is trained, as pieces.py has it."""
+        return [Held(name, Piece.whole(of.shape), of) for name, of in self.trained.items()]
 
     def save(self, path: Path) -> None:
-        """Write the weights, tied ones once."""
-        from safetensors.torch import save_model
+        """Write what is trained; of a whole model tied weights once, and its buffers."""
+        from safetensors.torch import save_file, save_model
 
-        save_model(self.model, str(path))
+        if self.all_trained:
+            save_model(self.model, str(path))
+        else:
+            save_file({name: of.detach().contiguous() for name, of in self.trained.items()}, path)
 
     def load(self, path: Path) -> None:
         """Take the weights of a `save`."""
-        from safetensors.torch import load_model
+        from safetensors.torch import load_file, load_model
 
-        load_model(self.model, path)
+        if self.all_trained:
+            load_model(self.model, path)
+            return
+        found = load_file(path)
+        assert found.keys() == self.trained.keys(), "the settings, and so what is trained, are those of the checkpoint"
+        for name, of in self.trained.items():
+            of.data.copy_(found[name])
 
     def digest(self) -> str:
         """A hexadecimal hash of the weights."""
@@ -107,11 +129,54 @@ class WholeModel:
 
     def describe(self) -> str:
         """Class and size, for people."""
-        return f"{type(self.model).__name__}, {sum(p.numel() for p in self.model.parameters()):,} parameters"
+        count = sum(p.numel() for p in self.model.parameters())
+        of = f"{type(self.model).__name__}, {count:,} parameters"
+        if self.all_trained:
+            return of
+        trained = sum(p.numel() for p in self.trained.values())
+        return f"{of}, {trained:,} of them trained ({trained / count:.2%})"
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write it as Hugging Face's libraries load it."""
+        self.built.save(self.model, folder)
 
     def autocast(self) -> AbstractContextManager[object]:
         """The context in which the model computes: weights stay what they are."""
         return autocast(self.device, self.dtype)
+
+
+class Beginning(WholeModel):
+    """A whole model as it is now, held for later without its weights being there twice.
+
+    What is trained is exchanged for a copy of what it was, made here, while it scores.
+    """
+
+    def __init__(self, policy: WholeModel) -> None:
+        super().__init__(policy.built, policy.device, policy.dtype)
+        self.parameters, self.all_trained = self.trained, False
+        self.trained = {name: of.detach().clone() for name, of in self.parameters.items()}
+
+    @property
+    @override
+    def weights(self) -> Iterable[Tensor]:
+        return self.trained.values()
+
+    @contextmanager
+    def back(self) -> Iterator[None]:
+        """The model is what it was, inside this block."""
+        now = {name: of.data for name, of in self.parameters.items()}
+        try:
+            for name, of in self.parameters.items():
+                of.data = self.trained[name]
+            yield
+        finally:
+            for name, of in self.parameters.items():
+                of.data = now[name]
+
+    @override
+    def score(self, micro_batches: Sequence[Batch]) -> PairLogps:
+        with self.back():
+            return super().score(micro_batches)
 
 
 def read_by_main(build: Builder, ranks: Ranks) -> BuiltModel:

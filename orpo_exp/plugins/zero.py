@@ -22,7 +22,7 @@ from orpo_exp.plugins.precision import Precision, squares
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.rules import Facts, Rule
 from orpo_exp.plugins.state import load_own, save_own
-from orpo_exp.plugins.whole import WholeModel, accumulate, built_once
+from orpo_exp.plugins.whole import Beginning, WholeModel, accumulate, built_once
 from orpo_exp.schema import setting
 from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput
 
@@ -94,14 +94,17 @@ class Zero(Plugin):
         built = built_once(build, self.ranks, self.config.precision.weights)
         optimizer = make_optimizer(built.model.parameters())
         model, optimizer, *_ = self.booster.boost(built.model, optimizer)
-        self.adopt(model, optimizer, built.finish_logits, max_grad_norm)
+        self._take(model, optimizer, built, max_grad_norm)
 
     @override
     def adopt(
         self, model: Any, optimizer: Any, finish_logits: Callable[[Tensor], Tensor], max_grad_norm: float | None
     ) -> None:
+        self._take(model, optimizer, BuiltModel(model.unwrap(), finish_logits), max_grad_norm)
+
+    def _take(self, model: Any, optimizer: Any, built: BuiltModel, max_grad_norm: float | None) -> None:
         self.wrapper, self.optimizer, self.max_grad_norm = model, optimizer, max_grad_norm
-        self.policy = WholeModel(BuiltModel(model.unwrap(), finish_logits), self.device, self.config.precision.dtype)
+        self.policy = WholeModel(built, self.device, self.config.precision.dtype)
         self.models[Which.policy] = self.policy
         optimizer.mixed_precision_mixin = self.loss_scale
         optimizer._compute_grad_norm = lambda **_: 0.0  # of use for its own clipping alone
@@ -111,6 +114,10 @@ class Zero(Plugin):
         built = built_once(build, self.ranks, self.config.precision.weights)
         self.held = self.models[Which.held] = WholeModel(built, self.device, self.config.precision.dtype)
         self.held.model.requires_grad_(False)
+
+    @override
+    def hold_beginning(self) -> None:
+        self.held = self.models[Which.held] = Beginning(self.policy)
 
     @override
     def footprint(self, state_bytes: StateBytes) -> Footprint:
@@ -163,7 +170,7 @@ class Zero(Plugin):
     @override
     def save_weights(self, folder: Path) -> None:
         if self.ranks.is_main:
-            self.policy.model.save_pretrained(folder, safe_serialization=True)
+            self.policy.save_pretrained(folder)
         self.ranks.barrier()
 
     def _gradients(self) -> list[Tensor]:

@@ -34,7 +34,7 @@ CONTENTS = {
     "tensorboard": "the curves for TensorBoard",
     "wandb": "W&B's own files",
     "checkpoints": "where a stopped run goes on from",
-    "model": "the final weights, for AutoModelForCausalLM.from_pretrained",
+    "model": "what was trained, for AutoModelForCausalLM (an adapter: AutoPeftModelForCausalLM)",
     "run.log": "what the console said",
 }
 PROGRESS = {"loss": "loss {:.4f}", "rewards/accuracy": "accuracy {:.2f}", "pairs_per_second": "{:,.4g} pairs/s"}

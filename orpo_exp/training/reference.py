@@ -44,13 +44,21 @@ class Reference(ABC):
     """Scores pairs under the reference policy.
 
     beside_policy: the plugin must hold a second model. moves: that model changes, and is part of the run's state.
-    per_pair: it knows single pairs, and nothing of their batch.
+    per_pair: it knows single pairs, and nothing of their batch. of_trained: of the second model it wants what is
+    trained alone, which must be less than the whole.
     """
 
     Config: ClassVar[type[ReferenceConfig]] = ReferenceConfig
     beside_policy: ClassVar[bool] = False
     moves: ClassVar[bool] = False
     per_pair: ClassVar[bool] = False
+    of_trained: ClassVar[bool] = False
+
+    @classmethod
+    def settled(cls, partial: bool) -> str | None:
+        """The choice that stands for this one, where it is no choice of its own. partial: whether a part of the weights
+        alone is trained."""
+        return None
 
     def __init__(self, config: ReferenceConfig, plugin: Plugin, sharing: Sharing) -> None:
         self.config, self.plugin, self.sharing = config, plugin, sharing
@@ -83,6 +91,23 @@ class Frozen(Reference):
     @override
     def logps(self, split: str, share: Share) -> PairLogps:
         return self.plugin.score(share.batches, Which.held)
+
+
+@REFERENCES.register("auto")
+class Auto(Frozen):
+    """The starting model, as it costs the least memory; settled with the configuration."""
+
+    @classmethod
+    @override
+    def settled(cls, partial: bool) -> str:
+        return "base" if partial else "frozen"
+
+
+@REFERENCES.register("base")
+class Base(Frozen):
+    """The policy with its adapter as it began: the numbers of `frozen`, without a second model."""
+
+    of_trained = True
 
 
 @REFERENCES.register("synced")

@@ -162,6 +162,26 @@ def test_a_folder_whose_tokenizer_has_more_tokens_than_the_model_is_refused(tmp_
         source.prepare([], seed=0)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_more_tokens_get_embeddings_at_the_mean_where_that_is_asked_for(tmp_path, tied):
+    before = save(tmp_path, tie_word_embeddings=tied).prepare([], seed=0).build().model
+    larger = bytes_tokenizer()
+    larger.add_tokens(["one more", "and another"])
+    larger.save_pretrained(tmp_path)
+    source = Pretrained(Pretrained.Config(path=str(tmp_path), resize_embeddings=True))
+    causal_lm = source.prepare([], seed=0)
+    for model in (causal_lm.build.whole().model, causal_lm.build.empty().model):
+        assert model.config.vocab_size == len(larger)
+        assert len(model.get_input_embeddings().weight) == len(model.get_output_embeddings().weight) == len(larger)
+    model = causal_lm.build().model
+    assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
+    for end in ("get_input_embeddings", "get_output_embeddings"):
+        former, now = getattr(before, end)().weight, getattr(model, end)().weight
+        rows = len(former)
+        assert now[:rows].equal(former)
+        torch.testing.assert_close(now[rows:], former.mean(0).expand(len(larger) - rows, -1))
+
+
 def test_a_tokenizer_without_eos_is_refused(tmp_path):
     source = save(tmp_path)
     endless = bytes_tokenizer()

@@ -1,10 +1,11 @@
 import math
 
 import pytest
+import torch
 from torch import nn
 
 from orpo_exp.optimizers.adamw import AdamW
-from orpo_exp.optimizers.schedules import Constant, Cosine, Linear
+from orpo_exp.optimizers.schedules import Constant, Cosine, InverseSqrt, Linear
 from orpo_exp.optimizers.sgd import SGD
 from orpo_exp.schema import ConfigError
 
@@ -50,3 +51,18 @@ def test_a_run_of_one_step_has_a_rate(warmup):
 def test_a_broken_number_of_warmup_steps_is_refused():
     with pytest.raises(ConfigError, match="warmup"):
         Constant.Config(warmup=3.5)
+
+
+@pytest.mark.parametrize("warmup", [0, 7])
+def test_the_inverse_root_is_that_of_transformers(warmup):
+    """Which counts the steps that are done: its rate of a step is ours of the next, from the warmup's end on."""
+    from transformers import get_inverse_sqrt_schedule
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_inverse_sqrt_schedule(optimizer, warmup)
+    ours = InverseSqrt(InverseSqrt.Config(warmup=float(warmup)), 40)
+    for done in range(40):
+        if done >= warmup:
+            assert ours.factor(done + 1) == pytest.approx(theirs.get_last_lr()[0], rel=1e-9)
+        optimizer.step()
+        theirs.step()

@@ -18,6 +18,7 @@ README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 RUN = ("+experiment=quickstart", "train.max_steps=2")
 HYBRID = "plugin=hybrid"
 SMALL_MOVES = ["plugin.precision=bf16_weights", "loss=dpo", "reference=synced", "reference.mix=0.5"]
+LORA = ["adapter=lora", "adapter.merge=true"]
 
 # plugin, number of its rule -> overrides that break this rule alone
 BREAKS = {
@@ -29,6 +30,7 @@ BREAKS = {
     ("gemini", 5): ["plugin.offload_param_frac=0.5"],
     ("gemini", 6): ["optimizer=fused_adam", "plugin.offload_optim_frac=0.5"],
     ("gemini", 7): SMALL_MOVES,
+    ("gemini", 8): LORA,
     **{(zero, 0): ["optimizer=came"] for zero in ("zero1", "zero2", "zero2_offload")},
     **{(zero, 1): SMALL_MOVES for zero in ("zero1", "zero2", "zero2_offload")},
     ("hybrid", 0): [],  # where another transformers is installed
@@ -43,6 +45,7 @@ BREAKS = {
     ("hybrid", 9): ["plugin.pp_size=2", "plugin.layers_per_stage=[1,2]"],
     ("hybrid", 10): ["plugin.tp_size=2", "optimizer=galore"],
     ("hybrid", 11): SMALL_MOVES,
+    ("hybrid", 12): LORA,
 }
 
 OPTIMIZERS = sorted(file.stem for file in (Path(__file__).parents[2] / "conf" / "optimizer").glob("*.yaml"))
