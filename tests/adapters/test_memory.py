@@ -11,6 +11,7 @@ pytestmark = pytest.mark.slow
 RUN = [
     "+experiment=orpo", "model=hf", "data=json", "data.path=pairs.jsonl", "data.eval_size=2", "tracker=[]",
     "train.global_batch_size=8", "train.max_steps=3", "train.eval_every=0", "train.save_every=2", "train.samples=0",
+    "train.micro_batch_size=1",
     "adapter=lora",
 ]  # fmt: skip
 RUNS = {
