@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from orpo_exp.adapters.lora import Init
 from orpo_exp.adapters.peft import SETTINGS, WEIGHTS, peft_name
 from orpo_exp.plugins.pieces import POLICY, Pieces, write_model
 from orpo_exp.plugins.whole import POLICY as WHOLE
@@ -56,6 +57,11 @@ def export(given: Path, folder: Path) -> Path:
     about = checkpoint.parent / MODEL
     if not about.is_dir():
         raise Refused(f"{about} is not there: it comes with the checkpoints of version 0.2. Resume the run once.")
+    if (about / SETTINGS).is_file():
+        init = json.loads((about / SETTINGS).read_text(encoding="utf-8")).get("init_lora_weights")
+        if init in [of.value for of in Init if of.rewrites]:
+            do = "Look for the whole model in model/, once the run has ended."
+            raise Refused(f"its adapter began by {init}, beside weights that are not those of the base any more. {do}")
     shutil.copytree(about, folder, dirs_exist_ok=True)
     if (folder / SETTINGS).is_file():
         save_file({peft_name(name): tensor for name, tensor in weights(checkpoint)}, folder / WEIGHTS)

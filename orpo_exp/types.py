@@ -58,12 +58,14 @@ class BuiltModel:
     """A Hugging Face causal LM on the CPU; what of it is trained requires a gradient.
 
     finish_logits: what the architecture does to the output of its head, (n, vocabulary) -> (n, vocabulary).
-    save: writes it as Hugging Face's libraries load it.
+    save: writes it as Hugging Face's libraries load it. new_tokens: those whose embeddings the weights that it starts
+    from have not.
     """
 
     model: "PreTrainedModel"
     finish_logits: Callable[[Tensor], Tensor]
     save: "Callable[[PreTrainedModel, Path], None]" = lambda model, folder: model.save_pretrained(folder)
+    new_tokens: int = 0
 
 
 @dataclass(frozen=True)

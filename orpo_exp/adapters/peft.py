@@ -5,6 +5,7 @@ import dataclasses
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ PREFIX = "base_model.model."  # of the names in peft's files
 
 
 class PeftAdapter(Adapter):
-    """What the kinds share. Its own numbers are float32, whatever the model's are."""
+    """What the kinds share. Its own numbers are float32, whatever the model's are; those of whole modules are of its
+    type."""
 
     config: Any
 
@@ -54,8 +56,6 @@ class PeftAdapter(Adapter):
 
     @override
     def on(self, build: Builder, base: str | None, seed: int) -> Builder:
-        save = save_merged if self.config.merge else save_adapter
-
         def put_into(built: BuiltModel, drawn: bool) -> BuiltModel:
             from peft import inject_adapter_in_model
 
@@ -78,37 +78,27 @@ class PeftAdapter(Adapter):
                     raise ConfigError("adapter", type(self).__name__, allowed, f"It says: {error}") from error
             if drawn:
                 self.fill(built.model)
-            for of in built.model.parameters():
-                if of.requires_grad:
+            for name, of in built.model.named_parameters():
+                if of.requires_grad and "modules_to_save" not in name.split("."):  # these meet the others' activations
                     of.data = of.data.float()
             self.settings = settings
-            return dataclasses.replace(built, save=save)
+            alone = partial(save_adapter, embeddings=built.new_tokens > 0)
+            return dataclasses.replace(built, save=save_merged if self.config.merge else alone)
 
         return Builder(lambda: put_into(build.whole(), True), lambda: put_into(build.empty(), False))
 
 
-def save_adapter(model: "PreTrainedModel", folder: Path) -> None:
-    """Write the adapter alone in peft's form."""
+def save_adapter(model: "PreTrainedModel", folder: Path, embeddings: bool) -> None:
+    """Write the adapter alone in peft's form. embeddings: whether those of all tokens go with it."""
     from peft import get_peft_model_state_dict
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     held: Any = model
-    weights = get_peft_model_state_dict(held, adapter_name=NAME, save_embedding_layers=grown(held))
+    weights = get_peft_model_state_dict(held, adapter_name=NAME, save_embedding_layers=embeddings)
     # tied ones are there under each of their names
     save_file({f"{PREFIX}{name}": of.detach().cpu().clone() for name, of in weights.items()}, folder / WEIGHTS)
     write_settings(held.peft_config[NAME], folder)
-
-
-def grown(model: Any) -> bool:
-    """Whether it has embeddings for more tokens than the weights that the adapter goes with."""
-    from transformers import AutoConfig
-
-    base = model.peft_config[NAME].base_model_name_or_path
-    if base is None:
-        return False
-    stored = AutoConfig.from_pretrained(base).get_text_config(decoder=True).vocab_size
-    return bool(model.config.get_text_config(decoder=True).vocab_size > stored)
 
 
 def write_settings(settings: "PeftConfig", folder: Path) -> None:

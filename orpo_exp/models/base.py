@@ -48,11 +48,13 @@ class CausalLM:
 class ModelSource(ABC):
     """Where a model and its tokenizer come from.
 
-    suited_lr: a peak learning rate of Adam that suits weights of this origin, used where none is given.
+    suited_lr: a peak learning rate of Adam that suits weights of this origin, used where none is given. new_tokens: as
+    BuiltModel has them; known with `hf_config`.
     """
 
     Config: ClassVar[type[ModelConfig]]
     suited_lr: ClassVar[float]
+    new_tokens: int = 0
 
     def __init__(self, config: ModelConfig) -> None:
         self.config = config
@@ -148,7 +150,7 @@ class ModelSource(ABC):
             with told_about("model.gradient_checkpointing", True, "false for this architecture"):
                 recompute(model, self.config.gradient_checkpointing_keeps)
         take_segments(model, FlexAttend if self.config.several_texts is SeveralTexts.flex else Attend)
-        return BuiltModel(model, finish_logits(model.config))
+        return BuiltModel(model, finish_logits(model.config), new_tokens=self.new_tokens)
 
 
 @contextmanager

@@ -103,15 +103,21 @@ class Pretrained(ModelSource):
     @override
     def hf_config(self, tokenizer: "PreTrainedTokenizerBase") -> "PretrainedConfig":
         import torch
+        from transformers import AutoConfig
 
-        c, hf_config = self.config, self._stored()
+        c = self.config
+        with told_about("model.path", c.path, "a folder or hub id with a causal LM"):
+            hf_config = AutoConfig.from_pretrained(
+                os.path.expanduser(c.path), revision=c.revision, trust_remote_code=c.trust_remote_code
+            )
         text = hf_config.get_text_config(decoder=True)
         if len(tokenizer) > text.vocab_size:
             if not c.resize_embeddings:
                 allowed = f"a model with an embedding for each of its tokenizer's {len(tokenizer)} tokens"
                 do = f"This one has {text.vocab_size}: fix the tokenizer's files, or set model.resize_embeddings=true."
                 raise ConfigError("model.path", c.path, allowed, do)
-            log.info("%d tokens get an embedding, at the mean of the others", len(tokenizer) - text.vocab_size)
+            self.new_tokens = len(tokenizer) - text.vocab_size
+            log.info("%d tokens get an embedding, at the mean of the others", self.new_tokens)
             text.vocab_size = len(tokenizer)
         hf_config.torch_dtype = getattr(torch, c.dtype.value)
         return hf_config
@@ -127,7 +133,7 @@ class Pretrained(ModelSource):
 
         c = self.config
         own = copy.deepcopy(hf_config)
-        own.get_text_config(decoder=True).vocab_size = self._stored().get_text_config(decoder=True).vocab_size
+        own.get_text_config(decoder=True).vocab_size -= self.new_tokens
         with self.told():
             model = AutoModelForCausalLM.from_pretrained(
                 os.path.expanduser(c.path),
@@ -138,28 +144,16 @@ class Pretrained(ModelSource):
                 use_safetensors=True,
                 trust_remote_code=c.trust_remote_code,
             )
-        grow(model, hf_config.get_text_config(decoder=True).vocab_size)
+        if self.new_tokens:
+            grow(model, hf_config.get_text_config(decoder=True).vocab_size)
         return model
-
-    def _stored(self) -> "PretrainedConfig":
-        """The configuration as it lies there."""
-        from transformers import AutoConfig
-
-        c = self.config
-        with told_about("model.path", c.path, "a folder or hub id with a causal LM"):
-            return AutoConfig.from_pretrained(
-                os.path.expanduser(c.path), revision=c.revision, trust_remote_code=c.trust_remote_code
-            )
 
 
 def grow(model: "PreTrainedModel", rows: int) -> None:
     """Give the embeddings, of both ends, so many rows, the new ones at the mean of those that were there."""
     import torch
 
-    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
-    before = [end.weight.detach() for end in ends]
-    if rows <= len(before[0]):
-        return
+    before = [end.weight.detach() for end in (model.get_input_embeddings(), model.get_output_embeddings())]
     with torch.no_grad():
         model.resize_token_embeddings(rows, mean_resizing=False)
         for get, former in zip((model.get_input_embeddings, model.get_output_embeddings), before, strict=True):

@@ -1,7 +1,7 @@
 """Log-probabilities behind a head that is one product of matrices, with a backward pass by hand.
 
 Left to autograd, each chunk of logits would make a gradient of the whole head, to be added to that of the others; here
-all chunks add to one. And each would have logits in fresh memory, which costs a CPU as much time as the product.
+all chunks add to one. And each would have logits in fresh memory, which is cleared page by page before it is written.
 """
 
 from collections.abc import Callable

@@ -10,12 +10,14 @@ from omegaconf import OmegaConf
 from support import cut_back, numbers, random_pairs
 
 from orpo_exp.adapters import ADAPTERS
+from orpo_exp.adapters.peft import WEIGHTS
 from orpo_exp.export import export
 from orpo_exp.layouts.shared import Packed
 from orpo_exp.models.head import finish_logits
 from orpo_exp.models.scratch import bytes_tokenizer
 from orpo_exp.models.segments import Attend, take_segments
 from orpo_exp.plugins.whole import WholeModel
+from orpo_exp.schema import Refused
 from orpo_exp.tracking.jsonl import read_metrics
 from orpo_exp.types import Builder, BuiltModel
 
@@ -228,3 +230,22 @@ def test_the_papers_settings_for_a_7b_model_run_with_another_in_its_place(run, b
         2048,
         "inverse_sqrt",
     )
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("module", ["lm_head", "embed_tokens"])
+def test_modules_are_trained_whole_beside_weights_of_16_bits(run, base, precision, module):
+    more = ["model.dtype=bfloat16", f"adapter.whole=[{module}]", f"plugin.precision={precision}", "train.save_every=2"]
+    folder = run("+experiment=orpo", *RUN, "adapter=lora", *more)
+    types = {name: of.dtype for name, of in safetensors.torch.load_file(folder / "model" / WEIGHTS).items()}
+    assert {of for name, of in types.items() if "lora_" in name} == {torch.float32}
+    assert {of for name, of in types.items() if "lora_" not in name} == {torch.bfloat16}
+
+
+def test_an_adapter_beside_weights_that_it_rewrote_is_not_exported(run, base, tmp_path):
+    folder = run(
+        "+experiment=orpo", *RUN, "adapter=lora", "adapter.init=olora", "adapter.merge=true", "train.save_every=2"
+    )
+    with pytest.raises(Refused, match="began by olora"):
+        export(folder, tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
