@@ -102,6 +102,7 @@ def factors() -> dict[str, list[str]]:
     groups = {group: list(of) for group, of in parts().items()}
     groups["plugin"] = list(RANKS)
     groups["layout"].remove("auto")  # it comes to one of the others
+    groups["reference"] = [name for name in groups["reference"] if name not in ("auto", "base")]  # base: adapters/
     groups["optimizer"] = [name for name, of in parts()["optimizer"].items() if OPTIMIZERS.of(of).lacking() is None]
     return groups | SETTINGS
 

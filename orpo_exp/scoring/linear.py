@@ -1,7 +1,7 @@
 """Log-probabilities behind a head that is one product of matrices, with a backward pass by hand.
 
 Left to autograd, each chunk of logits would make a gradient of the whole head, to be added to that of the others; here
-all chunks add to one. And each would have logits in fresh memory, which is cleared page by page before it is written.
+all chunks add to one.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from orpo_exp.scoring.softmax import CHUNK_NUMBERS, WHOLE, differentiate, normalise, overwritable
+from orpo_exp.scoring.softmax import WHOLE, differentiate, normalise, overwritable
 
 Head = Callable[[Tensor], Tensor]
 
@@ -52,39 +52,12 @@ def linear_logps(hidden: Tensor, head: LinearHead, target: Tensor, rows: int, lo
     return (logps, squares) if log_squared else (logps,)
 
 
-class _Room:
-    """Memory for a chunk of float32 on a CPU, used again and again; elsewhere torch does that."""
-
-    def __init__(self) -> None:
-        self.free: Tensor | None = None
-
-    def take(self, numbers: int) -> Tensor:
-        """(at least so many,), nobody else's until it is given back; where it never is, it is made anew."""
-        room, self.free = self.free, None
-        return room if room is not None and len(room) >= numbers else torch.empty(max(numbers, CHUNK_NUMBERS))
-
-    def give(self, room: Tensor) -> None:
-        """Back."""
-        self.free = room
-
-
-_ROOM = _Room()
-
-
 class _Logits:
     """A chunk of logits. numbers: (rows, vocabulary) float32 without gradient, free to be overwritten."""
 
     def __init__(self, states: Tensor, head: LinearHead, differentiated: bool) -> None:
-        shape = (len(states), len(head.weight))
-        self.room = None
-        if states.device.type == "cpu" and states.dtype is torch.float32:
-            self.room = _ROOM.take(shape[0] * shape[1])
-        out = None if self.room is None else self.room[: shape[0] * shape[1]].view(shape)
         with torch.no_grad():
-            if head.bias is None:
-                self.product = torch.mm(states, head.weight.T, out=out)
-            else:
-                self.product = torch.addmm(head.bias, states, head.weight.T, out=out)
+            self.product = F.linear(states, head.weight, head.bias)
         with torch.set_grad_enabled(differentiated):
             self.finished = overwritable(head.finish(self.product.requires_grad_(differentiated)))
         self.numbers = self.finished.detach()
@@ -94,11 +67,6 @@ class _Logits:
         if self.finished is self.product:
             return self.numbers
         return torch.autograd.grad(self.finished, self.product, self.numbers)[0]
-
-    def give_back(self) -> None:
-        """The memory is needed no more."""
-        if self.room is not None:
-            _ROOM.give(self.room)
 
 
 class _Scored(torch.autograd.Function):
@@ -122,8 +90,6 @@ class _Scored(torch.autograd.Function):
         for some, of in zip(states.split(rows), tokens.split(rows), strict=True):
             logits = _Logits(some, head, keep)
             parts.append(normalise(logits.numbers, of, WHOLE, log_squared))
-            if not keep:
-                logits.give_back()
         logps, squares, largest, share = (torch.cat(numbers) for numbers in zip(*parts, strict=True))
         ctx.save_for_backward(states, weight, bias, tokens, largest, share)
         ctx.finish, ctx.rows, ctx.kept = finish, rows, logits if keep else None
@@ -152,5 +118,4 @@ class _Scored(torch.autograd.Function):
                 of_weight.addmm_(of_product.T, states[rows], beta=1 if first else 0)
             if of_bias is not None:
                 of_bias += of_product.sum(0)
-            logits.give_back()
         return of_states, of_weight, of_bias, None, None, None, None, None
