@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 class Existing(PeftAdapter):
     """Goes on with it, whatever kind of peft's it is that lies beside weights."""
 
-    lr_factor = 10.0
-
     @dataclass
     class Config(AdapterConfig):
         """path: the folder that peft, or a run, wrote. merge: whether model/ holds the whole model, it

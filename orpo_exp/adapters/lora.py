@@ -20,9 +20,10 @@ ALL_LINEAR = "all-linear"
 class Init(Enum):
     """How the two matrices begin, under peft's names.
 
-    kaiming and gaussian: with a product of zero. orthogonal: with one of a size that suits training. pissa: with the
-    largest singular vectors of the weight, which leaves it without them (Meng et al. 2024, arXiv 2404.02948);
-    pissa_niter_16: nearly those, found much faster. olora: with its QR factors (Büyükakyüz 2024, arXiv 2406.01775).
+    kaiming and gaussian: one at random, the other at zero. orthogonal: both at random, their product zero; of even
+    ranks. pissa: with the largest singular vectors of the weight, which leaves it without them (Meng et al. 2024, arXiv
+    2404.02948); pissa_niter_16: nearly those, found much faster. olora: with its QR factors (Büyükakyüz 2024, arXiv
+    2406.01775).
     """
 
     kaiming = "kaiming"
@@ -62,12 +63,10 @@ class LoRAConfig(AdapterConfig):
 
 @ADAPTERS.register("lora")
 class LoRA(PeftAdapter):
-    """Hu et al. 2021, arXiv 2106.09685. Its rate is ten times that of all weights (Schulman et al. 2025, "LoRA Without
-    Regret")."""
+    """Hu et al. 2021, arXiv 2106.09685."""
 
     Config = LoRAConfig
     config: LoRAConfig
-    lr_factor = 10.0
     use_dora: ClassVar[bool] = False
     use_rslora: ClassVar[bool] = False
 
