@@ -4,7 +4,7 @@ import importlib
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -55,6 +55,10 @@ class Registry(Generic[C]):
             return component
 
         return keep
+
+    def __iter__(self) -> Iterator[type[C]]:
+        """The components' classes, in the order in which they were registered."""
+        return iter(self._named.values())
 
     def __contains__(self, config_class: object) -> bool:
         """Whether this is the configuration class of one of the components."""

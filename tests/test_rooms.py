@@ -13,7 +13,7 @@ FLOORS = (
     ("training",),
     ("config",),
     ("runs",),
-    ("experiment", "export"),
+    ("experiment", "export", "colossalchat"),
     ("sweeps",),
     ("launchers",),
     ("composition",),

@@ -121,6 +121,12 @@ class Plugin(ABC):
         return next((rule for rule in (fits, *cls.rules) if not rule.kept(facts)), None)
 
     @classmethod
+    def of_caller(cls, plugin: Any) -> tuple[PluginConfig, float | None] | None:
+        """For `adopt`: the settings under which this one does what a plugin of ColossalAI's does that the caller made,
+        and the largest gradient norm that it was told, None for none. None where it is of another kind."""
+        return None
+
+    @classmethod
     def replica_of(cls, config: PluginConfig, world_size: int) -> list[int]:
         """The replica that each rank belongs to; here each is one by itself."""
         return list(range(world_size))

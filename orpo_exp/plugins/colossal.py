@@ -133,6 +133,12 @@ def complete_sequence(model: torch.nn.Module) -> None:
             SeqParallelUtils.marked_as_sp_partial_derived_param(module.bias)
 
 
+def complete_end(plugin: type) -> None:
+    """HybridParallelPlugin fails in its destructor when the interpreter ends: what it asks then has gone
+    (cluster/process_group_mesh.py)."""
+    plugin.__del__ = lambda self: None  # type: ignore[attr-defined]
+
+
 def complete_ring() -> None:
     """Its ring of tensor ranks keeps for the backward pass, in place of the last part that came, the one that was sent:
     the gradients of the weights would be those of other inputs (shardformer/layer/_operation.py)."""

@@ -37,6 +37,13 @@ class DDP(Plugin):
 
         self.booster: Any = Booster(plugin=TorchDDPPlugin(broadcast_buffers=False, gradient_as_bucket_view=True))
 
+    @classmethod
+    @override
+    def of_caller(cls, plugin: Any) -> tuple[PluginConfig, float | None] | None:
+        from colossalai.booster.plugin import TorchDDPPlugin
+
+        return (cls.Config(), None) if isinstance(plugin, TorchDDPPlugin) else None
+
     @override
     def prepare(self, build: Builder, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
         built = built_once(build, self.ranks)

@@ -140,6 +140,15 @@ class Gemini(Plugin):
         )
         self.booster: Any = Booster(plugin=self.chunks)
 
+    @classmethod
+    @override
+    def of_caller(cls, plugin: Any) -> tuple[PluginConfig, float | None] | None:
+        from colossalai.booster.plugin import GeminiPlugin
+
+        if not isinstance(plugin, GeminiPlugin):
+            return None
+        return cls.Config(precision=Precision.of_weights(plugin.precision)), plugin.optim_kwargs["max_norm"] or None
+
     @override
     def prepare(self, build: Builder, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
         built = read_by_main(build, self.ranks)

@@ -12,8 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 from typing_extensions import override
 
+from orpo_exp.plugins.architectures import SequenceMode
 from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
-from orpo_exp.plugins.colossal import colossalai_imported, complete_ring, unannounced
+from orpo_exp.plugins.colossal import colossalai_imported, complete_end, complete_ring, unannounced
 from orpo_exp.plugins.hybrid_config import RULES, HybridConfig
 from orpo_exp.plugins.memory import Footprint, StateBytes, footprint
 from orpo_exp.plugins.pieces import HELD, POLICY, Held, Pieces, load_pieces, master_parts, save_pieces, write_model
@@ -21,6 +22,7 @@ from orpo_exp.plugins.precision import Precision, squares
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.split import SplitModel, sharded
 from orpo_exp.plugins.state import load_own, save_own
+from orpo_exp.schema import ConfigError
 from orpo_exp.types import Batch, Builder, LossOutput
 
 
@@ -41,6 +43,7 @@ class Hybrid(Plugin):
             from colossalai.booster.plugin import HybridParallelPlugin
 
         complete_ring()
+        complete_end(HybridParallelPlugin)
         names = {torch.bfloat16: "bf16", torch.float16: "fp16"}
         # clipping and the loss scale are this plugin's own: ColossalAI's updates also by what is not finite
         self.split: Any = HybridParallelPlugin(
@@ -68,6 +71,27 @@ class Hybrid(Plugin):
     def replica_of(cls, config: PluginConfig, world_size: int) -> list[int]:
         assert isinstance(config, HybridConfig)
         return [rank // config.replica for rank in range(world_size)]
+
+    @classmethod
+    @override
+    def of_caller(cls, plugin: Any) -> tuple[PluginConfig, float | None] | None:
+        from colossalai.booster.plugin import HybridParallelPlugin
+
+        if not isinstance(plugin, HybridParallelPlugin):
+            return None
+        if plugin.dp_axis != 0:
+            do = "Make it so: a replica's ranks follow one another."
+            raise ConfigError("plugin", "dp_outside=False", "HybridParallelPlugin(dp_outside=True), its default", do)
+        config = cls.Config(
+            precision=Precision.of_weights(plugin.precision),
+            tp_size=plugin.tp_size,
+            pp_size=plugin.pp_size,
+            zero_stage=plugin.zero_stage,
+        )
+        if plugin.enable_sequence_parallelism:
+            config.sp_size = plugin.shard_config.sequence_parallel_size
+            config.sp_mode = SequenceMode(plugin.sequence_parallelism_mode)
+        return config, plugin.max_norm or None
 
     @override
     def prepare(self, build: Builder, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:

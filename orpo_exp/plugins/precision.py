@@ -33,6 +33,11 @@ class Precision(Enum):
         """The type that weights are brought to; None: they keep theirs."""
         return {Precision.bf16_weights: torch.bfloat16, Precision.fp16_weights: torch.float16}.get(self)
 
+    @staticmethod
+    def of_weights(name: str) -> "Precision":
+        """The one that ColossalAI's plugins call fp32, fp16 or bf16: they cast the weights."""
+        return Precision[name if name == "fp32" else f"{name}_weights"]
+
     @property
     def overflows(self) -> bool:
         """Whether gradients leave the type's range, so that the loss must be scaled."""

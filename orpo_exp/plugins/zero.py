@@ -89,6 +89,16 @@ class Zero(Plugin):
         )
         self.booster: Any = Booster(plugin=plugin)
 
+    @classmethod
+    @override
+    def of_caller(cls, plugin: Any) -> tuple[PluginConfig, float | None] | None:
+        from colossalai.booster.plugin import LowLevelZeroPlugin
+
+        if not isinstance(plugin, LowLevelZeroPlugin) or (plugin.stage, False) != (cls.stage, cls.offload):
+            return None  # where the state lies, the optimizer knows that was boosted
+        precision = Precision.of_weights(plugin.precision)
+        return cls.Config(precision=precision), plugin.zero_optim_kwargs["clip_grad_norm"] or None
+
     @override
     def prepare(self, build: Builder, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
         built = built_once(build, self.ranks, self.config.precision.weights)

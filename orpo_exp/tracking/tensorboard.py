@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import override
 
@@ -24,6 +24,7 @@ class TensorBoard(Tracker):
         flush_seconds: int = setting(30, ge=1)
 
     config: Config
+    subfolder: ClassVar[str] = "tensorboard"
     _writer: "SummaryWriter | None" = None
 
     @override
@@ -32,7 +33,7 @@ class TensorBoard(Tracker):
         from omegaconf import OmegaConf
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = run.folder / "tensorboard"
+        folder = run.folder / self.subfolder
         repeated_from = run.resumed_from + 1 if run.resumed_from else 0
         self._writer = SummaryWriter(
             str(folder), purge_step=repeated_from if folder.exists() else None, flush_secs=self.config.flush_seconds

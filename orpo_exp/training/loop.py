@@ -1,15 +1,15 @@
 """The one training loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Protocol
 
 from orpo_exp.data.order import Order
 from orpo_exp.data.tokenize import TokenizedData
 from orpo_exp.losses import LamSchedule, Loss
 from orpo_exp.plugins import Plugin
 from orpo_exp.tracking import Trackers
-from orpo_exp.training.checkpoints import Checkpoints
 from orpo_exp.training.metrics import Speed, reduce_outputs, refuse_non_finite
 from orpo_exp.training.objectives import evaluated, make_objective
 from orpo_exp.training.reference import HELD_OUT, TRAIN, Reference
@@ -17,6 +17,19 @@ from orpo_exp.training.settings import TrainConfig
 from orpo_exp.training.sharing import Sharing
 from orpo_exp.training.stop import StopRequest
 from orpo_exp.types import Need, TokenizedPair
+
+
+class Saves(Protocol):
+    """Where a loop saves, and what it goes on from. Every method is called on all ranks."""
+
+    def note(self, step: int, evaluation: Mapping[str, float]) -> bool:
+        """Whether a step with this evaluation is to be saved because of it."""
+
+    def save(self, step: int, state: Mapping[str, Any]) -> None:
+        """Save what the plugin holds, and the loop's state, after a step. Raises NotSaved."""
+
+    def load(self, checkpoint: Path) -> dict[str, Any]:
+        """Give the plugin what was saved; the loop's state."""
 
 
 @dataclass
@@ -39,7 +52,7 @@ class Loop:
     trackers: Trackers
     reference: Reference | None
     max_steps: int
-    checkpoints: Checkpoints
+    checkpoints: Saves
     stop: StopRequest
     note_step: Callable[[int], None]
     step: int = 0
@@ -60,6 +73,7 @@ class Loop:
             while self.step < self.max_steps and not self.stopped_by:
                 self.step += 1
                 metrics = self.train_step()
+                self.note_step(self.step)
                 best = False
                 if self.due(self.train.log_every, at_end=True):
                     self.trackers.log(self.step, "train", metrics | self.speed.since_last())
@@ -70,7 +84,6 @@ class Loop:
                     self.stopped_by = self.stop.agreed(self.plugin.ranks)
                 if self.stopped_by or best or self.due(self.train.save_every):
                     self.save()
-                self.note_step(self.step)
 
     def due(self, every: int, at_end: bool = False) -> bool:
         """Whether something that happens every so many steps (0: never) happens at this one."""
@@ -103,6 +116,8 @@ class Loop:
 
     def evaluate(self) -> None:
         """Evaluate all held-out pairs, each exactly once, as one global batch: no mean of means. Log the result."""
+        if not self.data.held_out:
+            return
         with self.speed.paused():
             share = self.sharing.of(self.completed(self.data.held_out))
             compared = self.reference.logps(HELD_OUT, share) if self.reference else None
