@@ -1,51 +1,68 @@
-"""Preference data from files and from the Hugging Face hub, both read by `datasets`."""
+"""Preference data from files and from the Hugging Face hub."""
 
+import dataclasses
 import logging
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from omegaconf import MISSING
 from typing_extensions import override
 
 from orpo_exp.data.base import DATA, IN_EVALUATION, DataConfig, Source, SourceData
-from orpo_exp.data.rows import PROMPT_COLUMNS, UnusableRow, parse_row
-from orpo_exp.schema import ConfigError, setting
+from orpo_exp.data.forms import AUTO, COLUMNS, FORMS, NoForm, pairs_of
+from orpo_exp.data.reading import PACKED, READERS, Broken, Row, check_encoding, kind, read
+from orpo_exp.schema import ConfigError, Refused, setting
 from orpo_exp.types import PreferencePair
 
-BUILDERS = {".json": "json", ".jsonl": "json", ".parquet": "parquet", ".csv": "csv"}
+log = logging.getLogger(__name__)
 
 Usable = tuple[list[PreferencePair], dict[str, list[int]]]  # pairs, and the numbers of the other rows by reason
 
 
 @dataclass
 class FileConfig(DataConfig):
-    """path: where the rows are; eval_size: held out, below 1 a share of the rows, from 1 on a number of pairs."""
+    """path: where the rows are. form: how, see forms.py; columns: theirs by the names that forms have. eval_size: held
+    out, below 1 a share of the rows, from 1 on a number of pairs. max_skipped: the share of rows that may be broken."""
 
     path: str = MISSING
+    form: str = setting(AUTO, as_before=AUTO)
+    columns: dict[str, str] = field(default_factory=dict, metadata={"as_before": {}})
     eval_size: float = setting(0.1, gt=0)
+    max_skipped: float = setting(0.1, ge=0, le=1, affects_numbers=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.form not in (AUTO, *FORMS):
+            raise ConfigError("form", self.form, ", ".join((AUTO, *FORMS)), "Choose one of these.")
+        if unknown := sorted(self.columns.keys() - COLUMNS):
+            do = "They are on the left, the data's own on the right: {prompt: question}."
+            raise ConfigError("columns", unknown[0], f"names that forms have: {', '.join(sorted(COLUMNS))}", do)
 
 
 @DATA.register("json")
 class JsonFiles(Source):
-    """A local .json, .jsonl, .parquet or .csv file, or a folder of such files of one kind."""
+    """A local .jsonl, .json, .csv or .parquet file, perhaps packed as .gz or .zst, or a folder of such files."""
 
     @dataclass
     class Config(FileConfig):
-        """eval_path: a file or folder to evaluate on instead of holding rows out."""
+        """eval_path: a file or folder to evaluate on instead of holding rows out. encoding: of text files."""
 
         eval_path: str | None = None
+        encoding: str = setting("utf-8", as_before="utf-8")
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            check_encoding("encoding", self.encoding)
 
     config: Config
 
     @override
     def load(self, seed: int) -> SourceData:
         c = self.config
-        train = _read_files(c.path, "data.path")
-        evaluation = _read_files(c.eval_path, "data.eval_path") if c.eval_path else None
+        train = _read_files(c, c.path, "data.path", seed)
+        evaluation = _read_files(c, c.eval_path, "data.eval_path", seed) if c.eval_path else None
         return _split(train, evaluation, c.eval_size, seed)
 
 
@@ -67,63 +84,118 @@ class Hub(Source):
     @override
     def load(self, seed: int) -> SourceData:
         c = self.config
-        # `datasets` 4 and later run no code that comes with the data; earlier ones are told so by not being asked
-        load = partial(_load, c.path, name=c.subset, revision=c.revision)
-        train = load("data.path", c.path, split=c.split)
-        evaluation = load("data.eval_split", c.eval_split, split=c.eval_split) if c.eval_split else None
+        train = self._rows("data.path", c.path, c.split, seed)
+        evaluation = self._rows("data.eval_split", c.eval_split, c.eval_split, seed) if c.eval_split else None
         return _split(train, evaluation, c.eval_size, seed)
 
+    def _rows(self, key: str, given: str, split: str, seed: int) -> Usable:
+        import datasets
 
-def _read_files(path: str, key: str) -> Usable:
+        c = self.config
+        verbosity, silent = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+        datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are told below
+        try:
+            # `datasets` 4 and later run no code that comes with the data; earlier ones are told so by not being asked
+            rows = datasets.load_dataset(c.path, name=c.subset, revision=c.revision, split=split)
+        except Exception as error:  # of nearly any type: what else can go wrong here is the data that was named
+            cause = error.__cause__ or error
+            reason = f"Reading it failed: {type(cause).__name__}: {cause}".splitlines()[0]
+            raise ConfigError(key, given, "preference data that `datasets` can read", reason) from error
+        finally:
+            datasets.logging.set_verbosity(verbosity)
+            if not silent:
+                datasets.enable_progress_bars()
+        return _usable(c, [(c.path, rows)], key, given, seed)
+
+
+def _read_files(config: JsonFiles.Config, path: str, key: str, seed: int) -> Usable:
     root = Path(path).expanduser()
     if not root.exists():
         raise ConfigError(key, path, "a file or folder that exists", "Check the path; it is relative to where you are.")
-    files = sorted(f for f in root.rglob("*") if f.suffix in BUILDERS) if root.is_dir() else [root]
-    builders = {BUILDERS.get(f.suffix) for f in files}
-    if len(builders) != 1 or None in builders:
-        raise ConfigError(key, path, f"files of one kind out of {', '.join(BUILDERS)}", "Convert or move the others.")
+    files = sorted(f for f in root.rglob("*") if kind(f)) if root.is_dir() else [root]
+    if not files or not kind(files[0]):
+        allowed = f"a file, or a folder with files, ending in {', '.join(READERS)}, and perhaps {', '.join(PACKED)}"
+        raise ConfigError(key, path, allowed, "Convert it.")
     if not any(f.stat().st_size for f in files):
         raise ConfigError(key, path, "a file with at least two rows", "This one is empty.")
-    return _load(str(builders.pop()), key, path, data_files=[str(f) for f in files], split="train")
-
-
-def _load(builder: str, key: str, given: str, **arguments: Any) -> Usable:
-    import datasets
-
-    verbosity, silent = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # its errors are told below
     try:
-        rows = datasets.load_dataset(builder, **arguments)
-    except Exception as error:  # of nearly any type: what else can go wrong here is the data that was named
-        cause = error.__cause__ or error
-        reason = f"Reading it failed: {type(cause).__name__}: {cause}".splitlines()[0]
-        raise ConfigError(key, given, "preference data that `datasets` can read", reason) from error
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if not silent:
-            datasets.enable_progress_bars()
-    return _usable(rows, key, given)
+        parts = [(str(f.relative_to(root)) if root.is_dir() else f.name, read(f, config.encoding)) for f in files]
+        return _usable(config, parts, key, path, seed)
+    except Refused as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(key, path, "preference data that can be read", f"{error}.") from error
 
 
-def _usable(rows: Any, key: str, given: str) -> Usable:
-    """The usable rows of a `datasets.Dataset`; ConfigError about the setting that named them where there is none."""
-    columns = ", ".join(sorted(rows.column_names))
-    if not {"chosen", "rejected"} <= set(rows.column_names):
-        allowed = f"rows with `chosen`, `rejected` and one of {', '.join(PROMPT_COLUMNS)}"
-        raise ConfigError(key, given, allowed, f"This has the columns {columns or '(none)'}: rename them.")
+def _usable(
+    config: FileConfig, parts: Sequence[tuple[str, Iterable[Row | Broken]]], key: str, given: str, seed: int
+) -> Usable:
+    """The usable rows of some files by name, numbered through; ConfigError about the setting that named them where
+    there is none, or where too many are broken. Of several files, the reasons name each and count its own rows."""
     pairs: list[PreferencePair] = []
+    broken: dict[str, list[int]] = {}
     skipped: dict[str, list[int]] = {}
-    for number, row in enumerate(rows):
+    forms: dict[str, int] = {}
+    first = 0
+    for name, rows in parts:
+        counted = Counted(rows)
         try:
-            pairs.append(parse_row(number, row))
-        except UnusableRow as reason:
-            skipped.setdefault(str(reason), []).append(number)
+            form, found = pairs_of(counted, config.form, config.columns, seed)
+        except NoForm as none:
+            wanted = f"rows of form {config.form}" if config.form != AUTO else "rows in a form that is known"
+            allowed = f"{wanted}: {_told(config.form)}"
+            do = f"{name} has the {none}. Name those that are meant: data.columns={{chosen: ...}}, say."
+            raise ConfigError(key, given, allowed, do) from None
+        forms[form] = forms.get(form, 0) + 1
+        place = f"{name}: " if len(parts) > 1 else ""
+        pairs += [dataclasses.replace(pair, row=first + pair.row) for pair in found.pairs] if first else found.pairs
+        for kept, of in ((broken, found.broken), (skipped, found.skipped)):
+            for reason, numbers in of.items():
+                kept.setdefault(place + reason, []).extend(numbers)
+        first += counted.number
     if not pairs:
-        reasons = "; ".join(f"{reason}: {len(numbers)} rows" for reason, numbers in skipped.items()) or "no row at all"
-        found = f"It has none ({reasons}); its columns are {columns}."
-        raise ConfigError(key, given, "data with at least one usable row", found)
-    return pairs, skipped
+        raise ConfigError(
+            key,
+            given,
+            "data with at least one usable row",
+            f"It has none ({_told_of(broken | skipped) or 'no row at all'}).",
+        )
+    unreadable = sum(map(len, broken.values()))
+    if unreadable > max(
+        config.max_skipped * first, config.max_skipped > 0
+    ):  # one costs itself only, however few there are
+        allowed = f"data of whose rows at most a share of data.max_skipped={config.max_skipped:g} is broken"
+        raise ConfigError(key, given, allowed, f"Of its {first} rows {unreadable} are: {_told_of(broken)}.")
+    log.info(
+        "rows: %s", ", ".join(f"{form} in {count} files" if len(parts) > 1 else form for form, count in forms.items())
+    )
+    return pairs, broken | skipped
+
+
+class Counted:
+    """Rows, and how many of them have been drawn."""
+
+    def __init__(self, rows: Iterable[Row | Broken]) -> None:
+        self.rows, self.number = rows, 0
+
+    def __iter__(self) -> Iterator[Row | Broken]:
+        for row in self.rows:
+            self.number += 1
+            yield row
+
+
+def _told(form: str) -> str:
+    wanted = FORMS if form == AUTO else {form: FORMS[form]}
+    said = [[of if isinstance(of, str) else " or ".join(of) for of in of_form.columns] for of_form in wanted.values()]
+    return "; ".join(f"{name} ({', '.join(columns)})" for name, columns in zip(wanted, said, strict=True))
+
+
+def _told_of(rows: Mapping[str, Sequence[int]]) -> str:
+    def few(numbers: Sequence[int]) -> str:
+        return ", ".join(map(str, sorted(numbers)[:5])) + (", ..." if len(numbers) > 5 else "")
+
+    return "; ".join(f"{reason}: {len(numbers)} ({few(numbers)})" for reason, numbers in rows.items())
 
 
 def _split(train: Usable, evaluation: Usable | None, eval_size: float, seed: int) -> SourceData:

@@ -1,12 +1,13 @@
-"""A row of a data set -> PreferencePair, in the forms that preference data comes in.
+"""A row of a data set that has both answers in it -> PreferencePair.
 
-    {"prompt": ..., "chosen": ..., "rejected": ...}          TRL's standard form
+    {"prompt": ..., "chosen": ..., "rejected": ...}          TRL's form
     {"conversations": [...], "chosen": ..., "rejected": ...} ShareGPT's form
     {"context": [...], "chosen": [...], "rejected": [...]}   ColossalChat's form
 
 The first is a string or a list of turns, the answers a string, one turn or a list of turns. A turn is
 {"role" or "from": who, "content" or "value": text}. Answers given as whole conversations share their first turns, which
-are the prompt then; `prompt` may be missing in that case.
+are the prompt then; the prompt may be missing in that case. Answers given as text without a prompt are whole texts: the
+prompt is what both begin with, as in TRL.
 """
 
 from collections.abc import Mapping
@@ -28,13 +29,29 @@ class UnusableRow(Exception):
     """A row that is skipped; the message is the reason under which it is counted, so no long text of its own."""
 
 
+class Unreadable(UnusableRow):
+    """A row that did not come as it was written."""
+
+
 def parse_row(number: int, row: Mapping[str, Any]) -> PreferencePair:
     """The pair in a row; UnusableRow where there is none. `number` is the row's place in its file, from 0."""
     column = next((c for c in PROMPT_COLUMNS if row.get(c) is not None), None)
-    prompt = _text_or_turns(row[column], column) if column else []
-    chosen, rejected = (_text_or_turns(row.get(side), side) for side in ("chosen", "rejected"))
+    prompt = text_or_turns(row[column], column) if column else []
+    chosen, rejected = (text_or_turns(row.get(side), side) for side in ("chosen", "rejected"))
     if not isinstance(chosen, str) or not isinstance(rejected, str):
-        prompt, chosen, rejected = _split_shared_turns(prompt, chosen, rejected)
+        prompt, chosen, rejected = split_shared_turns(prompt, chosen, rejected)
+    elif column is None:
+        prompt, chosen, rejected = _split_shared_text(chosen, rejected)
+    return as_pair(number, prompt, chosen, rejected, row.get("system"))
+
+
+def as_pair(
+    number: int, prompt: str | list[Message], chosen: str, rejected: str, system: object = None
+) -> PreferencePair:
+    """The pair of a prompt and its answers; UnusableRow where it is none. system: a system message's text before it."""
+    if isinstance(system, str) and system:
+        turns = [Message(role="user", content=prompt)] if isinstance(prompt, str) else prompt
+        prompt = [Message(role="system", content=system), *turns]
     if not prompt:
         raise UnusableRow("no prompt")
     for side, answer in (("chosen", chosen), ("rejected", rejected)):
@@ -42,10 +59,24 @@ def parse_row(number: int, row: Mapping[str, Any]) -> PreferencePair:
             raise UnusableRow(f"empty {side}")
     if chosen == rejected:
         raise UnusableRow("chosen and rejected are the same")
+    texts = [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+    for text in (*texts, chosen, rejected):
+        if not is_text(text):
+            raise Unreadable("characters that are no text: lone surrogates, or bytes of another data.encoding")
     return PreferencePair(number, prompt if isinstance(prompt, str) else tuple(prompt), chosen, rejected)
 
 
-def _text_or_turns(value: Any, column: str) -> str | list[Message]:
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8, and so be tokenized."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def text_or_turns(value: Any, column: str) -> str | list[Message]:
+    """A text as it is, turns as messages; UnusableRow for anything else. column: where the value is from."""
     if value is None:
         raise UnusableRow(f"no {column}")
     if isinstance(value, str):
@@ -70,7 +101,7 @@ def _turn(turn: Any, column: str) -> Message:
     return Message(role=ROLES[role], content=content)
 
 
-def _split_shared_turns(
+def split_shared_turns(
     prompt: str | list[Message], chosen: str | list[Message], rejected: str | list[Message]
 ) -> tuple[list[Message], str, str]:
     """Move the turns that both answers begin with to the prompt; what remains of each must be one assistant turn."""
@@ -86,3 +117,10 @@ def _split_shared_turns(
     if not all(len(rest) == 1 and rest[0]["role"] == "assistant" for rest in (chosen[shared:], rejected[shared:])):
         raise UnusableRow("an answer is not one assistant turn")
     return turns, chosen[shared]["content"], rejected[shared]["content"]
+
+
+def _split_shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
+    """What two texts begin with, and what remains of each. A space before the parting goes with the answers."""
+    shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
+    shared -= chosen[shared - 1 : shared] == " "
+    return chosen[:shared], chosen[shared:], rejected[shared:]
