@@ -173,7 +173,8 @@ def check(config: RunConfig) -> None:
         do = "Choose layout=auto or model.attention=sdpa."
         raise ConfigError("layout", config.choices.get("layout"), allowed, do)
     adapter = ADAPTERS.build(config.adapter)
-    adapter.check(MODELS.build(config.model).found_at)
+    source = MODELS.build(config.model)
+    adapter.check(source.found_at, source.quantized)
     loss = LOSSES.build(config.loss)
     _check_lam_schedule(config, loss)
     for part, dropout in {"model": config.model.dropout, "adapter": adapter.dropout}.items():

@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parents[1] / "orpo_exp"
 # from the bottom up; what stands in one line does not import what stands beside it
 FLOORS = (
     ("schema", "files", "signals", "metrics"),
-    ("registry", "types"),
+    ("registry", "types", "quantized"),
     ("scoring",),
     ("adapters", "data", "layouts", "losses", "models", "optimizers", "plugins", "tracking"),
     ("training",),

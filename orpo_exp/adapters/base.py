@@ -8,7 +8,7 @@ from typing import ClassVar
 from typing_extensions import override
 
 from orpo_exp.registry import Registry
-from orpo_exp.schema import Settings
+from orpo_exp.schema import ConfigError, Settings
 from orpo_exp.types import Builder
 
 
@@ -36,10 +36,11 @@ class Adapter(ABC):
         """See above."""
         return 0.0
 
-    def check(self, base: str | None) -> None:
+    def check(self, base: str | None, quantized: bool) -> None:
         """Refuse with ConfigError what can be refused before anything is loaded.
 
-        base: where others find the weights that it goes with, a folder or a hub id; None: nowhere.
+        base: where others find the weights that it goes with, a folder or a hub id; None: nowhere. quantized: whether
+        they lie in so few bits that they cannot be trained.
         """
         return None
 
@@ -71,6 +72,12 @@ class NoAdapter(Adapter):
     @dataclass
     class Config(AdapterConfig):
         """There is nothing to set."""
+
+    @override
+    def check(self, base: str | None, quantized: bool) -> None:
+        if quantized:
+            allowed = "one that leaves the weights as they are: of those in 8 or 4 bits none can be trained"
+            raise ConfigError("adapter", "none", allowed, "Choose adapter=lora, say, or model.quantization=none.")
 
     @override
     def on(self, build: Builder, base: str | None, seed: int) -> Builder:

@@ -10,6 +10,7 @@ from omegaconf import MISSING
 from typing_extensions import override
 
 from orpo_exp.adapters.base import ADAPTERS, AdapterConfig
+from orpo_exp.adapters.lora import Init
 from orpo_exp.adapters.peft import NAME, PREFIX, SETTINGS, WEIGHTS, PeftAdapter
 from orpo_exp.schema import ConfigError, setting
 
@@ -40,14 +41,22 @@ class Existing(PeftAdapter):
     @property
     @override
     def dropout(self) -> float:
-        return float(json.loads((self.folder / SETTINGS).read_text(encoding="utf-8")).get("lora_dropout", 0.0))
+        return float(self._found().get("lora_dropout", 0.0))
 
     @override
-    def check(self, base: str | None) -> None:
+    def check(self, base: str | None, quantized: bool) -> None:
         if not all((self.folder / name).is_file() for name in (SETTINGS, WEIGHTS)):
             allowed = f"a folder with {SETTINGS} and {WEIGHTS}"
             raise ConfigError("adapter.path", self.config.path, allowed, "Save the adapter with safetensors.")
-        super().check(base)
+        if quantized and self._found().get("init_lora_weights") in [of.value for of in Init if of.rewrites]:
+            allowed = "an adapter that did not begin by a part of the weights, beside those in 8 or 4 bits"
+            raise ConfigError("adapter.path", self.config.path, allowed, "Set model.quantization=none.")
+        super().check(base, quantized)
+
+    def _found(self) -> dict[str, Any]:
+        """Its settings, as they lie there."""
+        found: dict[str, Any] = json.loads((self.folder / SETTINGS).read_text(encoding="utf-8"))
+        return found
 
     @override
     def digest(self) -> str:

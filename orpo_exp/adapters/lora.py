@@ -76,13 +76,17 @@ class LoRA(PeftAdapter):
         return self.config.dropout
 
     @override
-    def check(self, base: str | None) -> None:
+    def check(self, base: str | None, quantized: bool) -> None:
+        if quantized and self.config.init.rewrites:
+            allowed = "kaiming, gaussian or orthogonal beside weights in 8 or 4 bits, which stay what they are"
+            do = "Choose adapter.init=kaiming, or model.quantization=none."
+            raise ConfigError("adapter.init", self.config.init.value, allowed, do)
         if self.config.init.rewrites and not self.config.merge:
             allowed = (
                 f"true with adapter.init={self.config.init.value}: the adapter alone does not fit the weights it had"
             )
             raise ConfigError("adapter.merge", False, allowed, "Set adapter.merge=true.")
-        super().check(base)
+        super().check(base, quantized)
 
     @override
     def peft_config(self, model: "PreTrainedModel", drawn: bool) -> "PeftConfig":

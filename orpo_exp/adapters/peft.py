@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from orpo_exp.adapters.base import Adapter
+from orpo_exp.quantized import QuantizedLinear
 from orpo_exp.schema import ConfigError
 from orpo_exp.types import Builder, BuiltModel
 
@@ -46,7 +47,7 @@ class PeftAdapter(Adapter):
         return None
 
     @override
-    def check(self, base: str | None) -> None:
+    def check(self, base: str | None, quantized: bool) -> None:
         if base is None and not self.config.merge:
             allowed = "true with a model that nobody can load: it is drawn at random for this run"
             raise ConfigError("adapter.merge", False, allowed, "Set adapter.merge=true.")
@@ -69,6 +70,7 @@ class PeftAdapter(Adapter):
                         raise ConfigError(f"adapter.{key}", name, allowed, "Correct the name.")
             settings = self.peft_config(built.model, drawn)
             settings.base_model_name_or_path = base
+            refuse_whole_quantized(built.model, settings)
             with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Model has `tie_word_embeddings=True`")  # also where it has not
                 torch.manual_seed(seed)
@@ -87,6 +89,15 @@ class PeftAdapter(Adapter):
             return dataclasses.replace(built, save=save_merged if self.config.merge else alone)
 
         return Builder(lambda: put_into(build.whole(), True), lambda: put_into(build.empty(), False))
+
+
+def refuse_whole_quantized(model: "PreTrainedModel", settings: "PeftConfig") -> None:
+    """Refuse with ConfigError a module that is to be trained whole and holds its weights in few bits."""
+    whole = getattr(settings, "modules_to_save", None) or ()
+    for name, module in model.named_modules():
+        if isinstance(module, QuantizedLinear) and any(f".{name}".endswith(f".{of}") for of in whole):
+            allowed = "modules whose weights are not in 8 or 4 bits, which cannot be trained"
+            raise ConfigError("adapter.whole", name, allowed, "Leave it out, or set model.quantization=none.")
 
 
 def save_adapter(model: "PreTrainedModel", folder: Path, embeddings: bool) -> None:
@@ -127,6 +138,8 @@ def save_merged(model: "PreTrainedModel", folder: Path) -> None:
             changed[name] = lambda layer=module: _merged(layer)  # type: ignore[misc]
         elif isinstance(module, ModulesToSaveWrapper):
             changed[name] = lambda wrapper=module: wrapper.modules_to_save[NAME]  # type: ignore[misc]
+        elif isinstance(module, QuantizedLinear) and name.rpartition(".")[0] not in changed:
+            changed[name] = module.in_full
     weights: dict[str, Tensor] = {
         name: of
         for name, of in model.state_dict().items()
@@ -140,6 +153,8 @@ def save_merged(model: "PreTrainedModel", folder: Path) -> None:
 def _merged(layer: Any) -> torch.nn.Module:
     """The layer without its adapter, which is added in; a copy."""
     layer = copy.deepcopy(layer)
+    if isinstance(layer.base_layer, QuantizedLinear):
+        layer.base_layer = layer.base_layer.in_full()  # few bits would not hold the sum
     layer.merge(safe_merge=True)
     whole: torch.nn.Module = layer.get_base_layer()
     return whole

@@ -60,6 +60,11 @@ class ModelSource(ABC):
         self.config = config
 
     @property
+    def quantized(self) -> bool:
+        """Whether weights lie in so few bits that they cannot be trained."""
+        return False
+
+    @property
     def found_at(self) -> str | None:
         """Where others find the weights it starts from: a folder or a hub id; None: nowhere."""
         return None
@@ -102,6 +107,10 @@ class ModelSource(ABC):
         """The causal LM with that kernel, in float32 unless configured otherwise, on the CPU; torch's seed draws random
         weights."""
 
+    def quantize(self, model: "PreTrainedModel", filled: bool) -> None:
+        """Put weights into fewer bits, where that is asked for. filled: whether the model holds its weights yet."""
+        return None
+
     def prepare(self, texts: Iterable[str], seed: int) -> CausalLM:
         """The tokenizer, and how to make the model; no weights are loaded. `seed` draws random weights.
 
@@ -119,7 +128,9 @@ class ModelSource(ABC):
             with torch.random.fork_rng(devices=[]):
                 check_architecture(lambda small: self.random(small, attention), hf_config)
                 torch.manual_seed(seed)
-                return self._built(self.model(hf_config, attention))
+                model = self.model(hf_config, attention)
+            self.quantize(model, filled=True)
+            return self._built(model)
 
         def empty() -> BuiltModel:
             from transformers.modeling_utils import no_init_weights
@@ -127,6 +138,7 @@ class ModelSource(ABC):
             with no_init_weights():  # what is not written takes no memory
                 model = self.random(hf_config, attention)
             model.tie_weights()
+            self.quantize(model, filled=False)
             return self._built(model)
 
         return CausalLM(tokenizer, Builder(whole, empty), one_text_a_row(hf_config, attention))

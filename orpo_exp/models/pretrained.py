@@ -2,12 +2,13 @@
 
 import copy
 import hashlib
+import importlib.util
 import json
 import logging
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,8 @@ from omegaconf import MISSING
 from typing_extensions import override
 
 from orpo_exp.models.attention import Attention, positions
-from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, told_about
+from orpo_exp.models.base import MODELS, CausalLM, ModelConfig, ModelSource, told_about
+from orpo_exp.quantized import Int8Linear, NF4Linear, QuantizedLinear, quantize_linear
 from orpo_exp.schema import ConfigError, setting
 
 if TYPE_CHECKING:
@@ -34,6 +36,20 @@ class DType(Enum):
     bfloat16 = "bfloat16"
 
 
+class Quantization(Enum):
+    """How the weights of linear layers but the head lie in memory: in the type of all, or in 8 or 4 bits, to be trained
+    no more."""
+
+    none = "none"
+    int8 = "int8"
+    nf4 = "nf4"
+
+    @property
+    def layer(self) -> type[QuantizedLinear] | None:
+        """What holds them; None: they stay where they are."""
+        return {Quantization.int8: Int8Linear, Quantization.nf4: NF4Linear}.get(self)
+
+
 @MODELS.register("hf")
 class Pretrained(ModelSource):
     """Pretrained weights, from safetensors only; code that lies with the weights is run only where it is asked for."""
@@ -43,16 +59,22 @@ class Pretrained(ModelSource):
     @dataclass
     class Config(ModelConfig):
         """path: a local folder or a hub id; revision: the hub's branch, tag or commit; dtype: of the weights;
-        resize_embeddings: give tokens that the model has none for an embedding; trust_remote_code: run Python code that
-        comes with the model."""
+        quantization: of those that an adapter leaves as they are; resize_embeddings: give tokens that the model has
+        none for an embedding; trust_remote_code: run Python code that comes with the model."""
 
         path: str = MISSING
         revision: str | None = None
         dtype: DType = DType.float32
+        quantization: Quantization = field(default=Quantization.none, metadata={"as_before": Quantization.none})
         resize_embeddings: bool = setting(False, as_before=False)
         trust_remote_code: bool = False
 
     config: Config
+
+    @property
+    @override
+    def quantized(self) -> bool:
+        return self.config.quantization.layer is not None
 
     @property
     @override
@@ -62,12 +84,15 @@ class Pretrained(ModelSource):
 
     @override
     def check(self) -> None:
-        """And a folder that is not there, or that holds no safetensors."""
+        """And a folder that is not there, or that holds no safetensors; and bits that nothing here can make."""
         path = self.config.path
         check_folder(path, "model.path")
         folder = Path(path).expanduser()
         if folder.is_dir() and not list(folder.glob("*.safetensors")):
             raise ConfigError("model.path", path, "a folder with *.safetensors", "Save the model with safetensors.")
+        if self.quantized and importlib.util.find_spec("bitsandbytes") is None:
+            allowed = "none where bitsandbytes is not installed"
+            raise ConfigError("model.quantization", self.config.quantization.value, allowed, "Install bitsandbytes.")
         super().check()
 
     @override
@@ -123,6 +148,21 @@ class Pretrained(ModelSource):
         return hf_config
 
     @override
+    def prepare(self, texts: Iterable[str], seed: int) -> CausalLM:
+        """And ConfigError where bitsandbytes does not work on this device."""
+        if layer := self.config.quantization.layer:
+            try_on_device(layer, self.config.quantization.value)
+        return super().prepare(texts, seed)
+
+    @override
+    def quantize(self, model: "PreTrainedModel", filled: bool) -> None:
+        layer = self.config.quantization.layer
+        if layer and not quantize_linear(model, layer, filled):
+            allowed = f"none for a {type(model).__name__}, which has no linear layer but its head"
+            do = "Set model.quantization=none."
+            raise ConfigError("model.quantization", self.config.quantization.value, allowed, do)
+
+    @override
     def told(self) -> AbstractContextManager[None]:
         return told_about("model.path", self.config.path, "a folder or hub id with a causal LM in safetensors")
 
@@ -147,6 +187,25 @@ class Pretrained(ModelSource):
         if self.new_tokens:
             grow(model, hf_config.get_text_config(decoder=True).vocab_size)
         return model
+
+
+def try_on_device(layer: type[QuantizedLinear], name: str) -> None:
+    """Quantise a few numbers and multiply with them where the model will be, with ConfigError where that fails."""
+    import torch
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    linear = torch.nn.Linear(64, 64, bias=False)
+    torch.nn.init.constant_(linear.weight, 0.5)  # of one number in all blocks nothing is lost
+    inputs = torch.ones(1, 64, device=device, requires_grad=True)
+    try:
+        layer(linear, filled=True).to(device)(inputs).sum().backward()
+        right = inputs.grad is not None and bool((inputs.grad - 32.0).abs().max() < 0.1)
+        reason = None if right else "products come out wrong"
+    except Exception as error:  # whatever a library says that lacks a kernel
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+    if reason:
+        allowed = f"none where bitsandbytes has no working kernels, as for this {device.type}"
+        raise ConfigError("model.quantization", name, allowed, f"Set model.quantization=none. It failed: {reason}")
 
 
 def grow(model: "PreTrainedModel", rows: int) -> None:

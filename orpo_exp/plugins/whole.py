@@ -17,6 +17,7 @@ from orpo_exp.plugins.pieces import Held, Piece, save_config
 from orpo_exp.plugins.precision import LossScale, autocast, buffers_kept
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.state import load_optimizer_tensors, load_own, optimizer_tensors, save_own
+from orpo_exp.quantized import parameter_count
 from orpo_exp.scoring import captured_hidden, head_of, pair_logps
 from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput, PairLogps
 
@@ -129,7 +130,7 @@ class WholeModel:
 
     def describe(self) -> str:
         """Class and size, for people."""
-        count = sum(p.numel() for p in self.model.parameters())
+        count = parameter_count(self.model)
         of = f"{type(self.model).__name__}, {count:,} parameters"
         if self.all_trained:
             return of

@@ -18,11 +18,18 @@ RUN = (
     "train.global_batch_size=8", "train.max_grad_norm=null", "train.samples=1", "train.sample_tokens=5",
     "scheduler=constant", "optimizer.lr=1e-2", "adapter=lora", "train.max_steps=20", "train.eval_every=10",
 )  # fmt: skip
-LOSSES = {"orpo": ["loss=orpo", "train.save_every=8"], "dpo": ["loss=dpo"]}
+LOSSES = {
+    "orpo": ["loss=orpo", "train.save_every=8"],
+    "dpo": ["loss=dpo"],
+    "nf4": ["loss=orpo", "model.quantization=nf4", "train.save_every=8"],
+    "int8": ["loss=dpo", "reference=frozen", "model.quantization=int8"],
+}
 WAYS = {
     "zero1": (2, ["plugin=zero1"], ["orpo"]),
     "zero2": (2, ["plugin=zero2"], ["orpo", "dpo"]),
     "ddp x2": (2, ["plugin=ddp"], ["orpo", "dpo"]),
+    "zero2 with few bits": (2, ["plugin=zero2"], ["nf4", "int8"]),
+    "ddp x2 with few bits": (2, ["plugin=ddp"], ["nf4", "int8"]),
     "ddp x2 in micro-batches of 1": (2, ["plugin=ddp", "layout=shared_prefix", "train.micro_batch_size=1"], ["orpo"]),
 }
 
