@@ -14,6 +14,9 @@ from orpo_exp.data.rows import UnusableRow
 from orpo_exp.schema import ConfigError, Refused
 from orpo_exp.types import PreferencePair, TokenizedPair
 
+# How many pairs are tokenized at once: for a moment their ids are lists of Python's numbers, ten times as large.
+AT_ONCE = 1000
+
 # For conversations where the tokenizer has no template of its own: the speaker's name before each turn.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}"
@@ -161,6 +164,15 @@ class PairTokenizer:
 
     def __call__(self, pairs: Sequence[PreferencePair]) -> tuple[list[TokenizedPair], list[tuple[int, str]]]:
         """The usable pairs, and the others' rows with reasons."""
+        usable: list[TokenizedPair] = []
+        unusable: list[tuple[int, str]] = []
+        for first in range(0, len(pairs), AT_ONCE):
+            some, others = self._encode(pairs[first : first + AT_ONCE])
+            usable += some
+            unusable += others
+        return usable, unusable
+
+    def _encode(self, pairs: Sequence[PreferencePair]) -> tuple[list[TokenizedPair], list[tuple[int, str]]]:
         rendered: list[tuple[PreferencePair, tuple[str, str, str]]] = []
         usable: list[TokenizedPair] = []
         unusable: list[tuple[int, str]] = []
@@ -169,9 +181,10 @@ class PairTokenizer:
                 rendered.append((pair, self.render(pair)))
             except UnusableRow as reason:
                 unusable.append((pair.row, str(reason)))
-        # all texts at once, three for each pair: the tokenizer spreads them over threads; out come as many lists of ids
+        # three texts for each pair, spread over threads by the tokenizer; out come as many lists of ids
         texts = [text for _, of_pair in rendered for text in of_pair]
-        encoded = iter(self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else [])
+        only_ids = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
+        encoded = iter(self.tokenizer(texts, verbose=False, **only_ids).input_ids if texts else [])
         for pair, _ in rendered:
             try:
                 usable.append(self.assemble(pair, next(encoded), next(encoded), next(encoded)))
