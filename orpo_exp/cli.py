@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if place is not None:
                 do = "Start it without torchrun: the launcher starts the ranks of each point (processes=...)."
                 raise ConfigError("--multirun", "torchrun", "a sweep that is started once", do)
-            return sweep(args.overrides, args.config_dir)
+            return carry_out(
+                *planned_sweep(args.overrides, args.config_dir), ["python", "-m", "orpo_exp", *sys.argv[1:]]
+            )
         composed = compose(args.overrides, args.config_dir)
         launcher = chosen_launcher(composed)
         order = check(composed, args.overrides, args.config_dir)
@@ -93,8 +95,9 @@ def start(order: RunOrder, place: Place | None, launcher: Launcher) -> int:
     return launcher.run(order, run_rank)
 
 
-def sweep(overrides: list[str], config_dir: str | None) -> int:
-    """Compose and check every point, then have those run that are missing or have not completed."""
+def planned_sweep(overrides: list[str], config_dir: str | None) -> tuple[Plan, Path, Launcher]:
+    """Every point composed and checked; which of them are missing or have not completed, the sweep's folder, and who
+    has them run."""
     first = combinations(overrides)[0]
     with named(first):
         composed = compose(first.overrides, config_dir)
@@ -115,7 +118,7 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
         inputs.setdefault(repr((order.config.model, order.config.data, order.config.seed)), order)
     for order in inputs.values():
         preflight(order)
-    return carry_out(planned, folder, launcher)
+    return planned, folder, launcher
 
 
 def checked_point(point: Combination, config_dir: str | None, preset: DictConfig) -> RunOrder:
@@ -141,8 +144,8 @@ def named(point: Combination) -> Iterator[None]:
         raise ConfigError(why.key, f"{why.given} in the point {point.name}", why.allowed, why.do) from error
 
 
-def carry_out(planned: Plan, folder: Path, launcher: Launcher) -> int:
-    """Write down what the sweep is, say what is to be done, do it."""
+def carry_out(planned: Plan, folder: Path, launcher: Launcher, command: Sequence[str]) -> int:
+    """Write down what the sweep is, say what is to be done, do it. command: what goes on with it, for people."""
     from orpo_exp.experiment import run_rank
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +160,7 @@ def carry_out(planned: Plan, folder: Path, launcher: Launcher) -> int:
     if (found := states(folder)) is not None and not any(state in GOING_ON for state in found.values()):
         tell_summary(folder)
     if code:
-        print(f"This goes on with what is left:\n  {shlex.join(['python', '-m', 'orpo_exp', *sys.argv[1:]])}")
+        print(f"This goes on with what is left:\n  {shlex.join(command)}")
     return code
 
 

@@ -175,7 +175,7 @@ def train(
         ranks.from_main(lambda: check_checkpoint(order, *found, about))
     if folder:
         folder.note(total_steps=max_steps)
-        trackers.trackers += [Jsonl(), *(TRACKERS.build(tracker) for tracker in config.tracker.values())]
+        trackers.trackers += [Jsonl(), *(TRACKERS.build(of) for of in config.tracker.values()), *order.trackers]
         begun_at = found[1]["step"] if found else 0
         trackers.start(RunInfo(order.folder, order.experiment, resolved(config), max_steps, begun_at))
     report(plugin, optimizer, config, policy, pairs, adapter)
@@ -275,7 +275,8 @@ def report(
 ) -> None:
     """Tell the user what was found: rows, skipped ones by reason, the model's size and what each rank holds."""
     size = "endless" if pairs.size is None else f"{pairs.size:,}"
-    log.info("data: %s training pairs, %d held out, %d truncated", size, len(pairs.held_out), pairs.truncated)
+    form = f"; rows as {pairs.form}" if pairs.form else ""
+    log.info("data: %s training pairs, %d held out, %d truncated%s", size, len(pairs.held_out), pairs.truncated, form)
     for reason, rows in pairs.skipped.items():
         shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
         log.warning("skipped %d rows: %s (rows %s)", len(rows), reason, shown)

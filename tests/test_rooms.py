@@ -19,6 +19,7 @@ FLOORS = (
     ("composition",),
     ("user_errors", "help_page"),
     ("cli",),
+    ("api",),
     ("__main__", "__init__"),
 )
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

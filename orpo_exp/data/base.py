@@ -40,12 +40,14 @@ class SourceData:
     train: pairs by position, 0 .. size - 1; size None means endless.
     held_out: the evaluation set, disjoint from `train`.
     skipped: reason -> row numbers of the rows that cannot be used; reasons in evaluation data begin with IN_EVALUATION.
+    form: how the rows came, for people; empty where there are none.
     """
 
     train: Pairs
     size: int | None
     held_out: Sequence[PreferencePair]
     skipped: dict[str, list[int]] = field(default_factory=dict)
+    form: str = ""
 
 
 class Source(ABC):

@@ -16,9 +16,14 @@ from orpo_exp.data.reading import PACKED, READERS, Broken, Row, check_encoding, 
 from orpo_exp.schema import ConfigError, Refused, setting
 from orpo_exp.types import PreferencePair
 
-log = logging.getLogger(__name__)
 
-Usable = tuple[list[PreferencePair], dict[str, list[int]]]  # pairs, and the numbers of the other rows by reason
+@dataclass(frozen=True)
+class Usable:
+    """pairs, the numbers of the other rows by reason, and the form that they came in."""
+
+    pairs: list[PreferencePair]
+    skipped: dict[str, list[int]]
+    form: str
 
 
 @dataclass
@@ -167,10 +172,8 @@ def _usable(
     ):  # one costs itself only, however few there are
         allowed = f"data of whose rows at most a share of data.max_skipped={config.max_skipped:g} is broken"
         raise ConfigError(key, given, allowed, f"Of its {first} rows {unreadable} are: {_told_of(broken)}.")
-    log.info(
-        "rows: %s", ", ".join(f"{form} in {count} files" if len(parts) > 1 else form for form, count in forms.items())
-    )
-    return pairs, broken | skipped
+    told = [f"{form} in {count} files" if len(parts) > 1 else form for form, count in forms.items()]
+    return Usable(pairs, broken | skipped, ", ".join(told))
 
 
 class Counted:
@@ -200,13 +203,13 @@ def _told_of(rows: Mapping[str, Sequence[int]]) -> str:
 
 def _split(train: Usable, evaluation: Usable | None, eval_size: float, seed: int) -> SourceData:
     """Hold out some of the rows where none to evaluate on are given."""
-    pairs, skipped = train
+    pairs, skipped = train.pairs, train.skipped
     if evaluation is None:
         pairs, held_out = hold_out(pairs, eval_size, seed)
     else:
-        held_out, skipped_of_these = evaluation
-        skipped |= {IN_EVALUATION + reason: numbers for reason, numbers in skipped_of_these.items()}
-    return SourceData(train=pairs, size=len(pairs), held_out=held_out, skipped=skipped)
+        held_out = evaluation.pairs
+        skipped |= {IN_EVALUATION + reason: numbers for reason, numbers in evaluation.skipped.items()}
+    return SourceData(train=pairs, size=len(pairs), held_out=held_out, skipped=skipped, form=train.form)
 
 
 def hold_out(

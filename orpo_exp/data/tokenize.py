@@ -35,7 +35,7 @@ class TokenizedData:
     held_out: the whole evaluation set.
     texts: the held-out pairs as text, in the order of `held_out`, for samples.
     skipped: reason -> rows; truncated: pairs of the finite training set and the evaluation set that were cut.
-    max_length: tokens of prompt and answer together, at most.
+    max_length: tokens of prompt and answer together, at most. form: as in SourceData.
     """
 
     train: Callable[[Sequence[int]], list[TokenizedPair]]
@@ -45,6 +45,7 @@ class TokenizedData:
     skipped: dict[str, list[int]]
     truncated: int
     max_length: int
+    form: str = ""
 
     def within(self, positions: int | None) -> "TokenizedData":
         """The same for a model of so many positions, None for no limit. ConfigError where a pair is longer than that.
@@ -125,7 +126,7 @@ def prepare(data: SourceData, tokenizer: Any, max_length: int, min_prompt_length
         if not pairs:
             raise Refused(f"no training pair is usable as tokens: {unusable[:5]}")
         train, size = lambda positions: [pairs[p] for p in positions], len(pairs)
-    return TokenizedData(train, size, held_out, texts, skipped, encode.truncated, max_length)
+    return TokenizedData(train, size, held_out, texts, skipped, encode.truncated, max_length, data.form)
 
 
 def training_texts(data: SourceData, limit: int = 20_000) -> Iterator[str]:

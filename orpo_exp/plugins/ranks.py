@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -164,10 +165,11 @@ class Ranks:
 @contextmanager
 def left_afterwards() -> Iterator[None]:
     """Leave the process group that is joined inside the block, whatever happens there; not one from before."""
-    before = dist.is_initialized()
+    before, hook = dist.is_initialized(), sys.excepthook
     try:
         yield
     finally:
+        sys.excepthook = hook  # torch's says before each line of a traceback which rank it is from, ever after
         if dist.is_initialized() and not before:
             dist.destroy_process_group()
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from orpo_exp.config import RunConfig
 from orpo_exp.data import SourceData
+from orpo_exp.tracking import Tracker
 
 AUTO, NEVER = "auto", "never"  # what `resume` may say instead of a path
 
@@ -16,7 +17,8 @@ class RunOrder:
     """What a rank is told to run: checked configuration, folder, the experiment's name, the command's overrides and
     the options before them.
 
-    data: what the source gave where this process has loaded it already; it does not travel to another one.
+    data: what the source gave where this process has loaded it already; trackers: whom to tell beside those that were
+    configured. Neither travels to another process.
     """
 
     config: RunConfig
@@ -25,9 +27,10 @@ class RunOrder:
     overrides: list[str]
     options: tuple[str, ...] = ()
     data: SourceData | None = field(default=None, compare=False, repr=False)
+    trackers: tuple[Tracker, ...] = field(default=(), compare=False, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"data": None}
+        return vars(self) | {"data": None, "trackers": ()}
 
     @property
     def resume_command(self) -> str:
