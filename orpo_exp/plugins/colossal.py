@@ -139,6 +139,27 @@ def complete_end(plugin: type) -> None:
     plugin.__del__ = lambda self: None  # type: ignore[attr-defined]
 
 
+def policy_without_padding(model: torch.nn.Module) -> Any:
+    """How a model is cut whose matrices no ranks share. Its policies put layers with a padded vocabulary in place of
+    head and embeddings, though nothing is to pad, and fail where peft has wrapped those (shardformer/policies/)."""
+    from colossalai.shardformer.layer.parallel_module import PaddingParallelModule
+    from colossalai.shardformer.policies.auto_policy import get_autopolicy
+
+    policy = get_autopolicy(model)
+    whole = policy.module_policy
+
+    def module_policy() -> Any:
+        described = whole()
+        for module in described.values():
+            replaced = module.sub_module_replacement or []
+            kept = [of for of in replaced if not issubclass(of.target_module, PaddingParallelModule)]
+            module.sub_module_replacement = kept
+        return described
+
+    policy.module_policy = module_policy
+    return policy
+
+
 def complete_ring() -> None:
     """Its ring of tensor ranks keeps for the backward pass, in place of the last part that came, the one that was sent:
     the gradients of the weights would be those of other inputs (shardformer/layer/_operation.py)."""

@@ -15,15 +15,16 @@ from typing_extensions import override
 from orpo_exp.plugins.architectures import SequenceMode
 from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.colossal import colossalai_imported, complete_end, complete_ring, unannounced
+from orpo_exp.plugins.cutting import sharded
 from orpo_exp.plugins.hybrid_config import RULES, HybridConfig
 from orpo_exp.plugins.memory import Footprint, StateBytes, footprint
 from orpo_exp.plugins.pieces import HELD, POLICY, Held, Pieces, load_pieces, master_parts, save_pieces, write_model
 from orpo_exp.plugins.precision import Precision, squares
 from orpo_exp.plugins.processes import Place
-from orpo_exp.plugins.split import SplitModel, sharded
+from orpo_exp.plugins.split import SplitBeginning, SplitModel
 from orpo_exp.plugins.state import load_own, save_own
 from orpo_exp.schema import ConfigError
-from orpo_exp.types import Batch, Builder, LossOutput
+from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput
 
 
 @PLUGINS.register("hybrid")
@@ -95,18 +96,31 @@ class Hybrid(Plugin):
 
     @override
     def prepare(self, build: Builder, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:
-        wrapper, finish_logits = sharded(build, self.ranks, self.split)
+        wrapper, built = sharded(build, self.ranks, self.split)
+        optimizer = make_optimizer(wrapper.unwrap().parameters())
+        # ColossalAI's ZeRO asks the first matrix that it is to update for its type
+        if self.config.zero_stage and not self.ranks.everywhere(bool(optimizer.param_groups[0]["params"])):
+            allowed = "0 where an adapter has no matrix on some stage of the pipeline"
+            do = "Set plugin.zero_stage=0, or name further modules in adapter.targets."
+            raise ConfigError("plugin.zero_stage", self.config.zero_stage, allowed, do)
         with unannounced():
-            wrapper, optimizer, *_ = self.booster.boost(wrapper, make_optimizer(wrapper.unwrap().parameters()))
-        self.adopt(wrapper, optimizer, finish_logits, max_grad_norm)
+            wrapper, optimizer, *_ = self.booster.boost(wrapper, optimizer)
+        self._take(wrapper, optimizer, built, max_grad_norm)
+        self.build: Builder | None = build
 
     @override
     def adopt(
         self, model: Any, optimizer: Any, finish_logits: Callable[[Tensor], Tensor], max_grad_norm: float | None
     ) -> None:
+        self._take(model, optimizer, BuiltModel(model.unwrap(), finish_logits), max_grad_norm)
+        self.build = None
+
+    def _take(self, model: Any, optimizer: Any, built: BuiltModel, max_grad_norm: float | None) -> None:
         self.wrapper, self.optimizer, self.max_grad_norm = model, optimizer, max_grad_norm
-        self.policy = SplitModel(model, finish_logits, self.ranks, self.split)
+        self.policy = SplitModel(model, built, self.ranks, self.split)
         self.models[Which.policy] = self.policy
+        tied = [of for stages in model.shared_params for of in stages.values()]
+        self.tied_trained = any(of.requires_grad for of in tied)
         if hasattr(optimizer, "mixed_precision"):
             optimizer.mixed_precision = self.loss_scale
         else:
@@ -120,6 +134,10 @@ class Hybrid(Plugin):
             *sharded(build, self.ranks, self.split), self.ranks, self.split
         )
         self.held.model.requires_grad_(False)
+
+    @override
+    def hold_beginning(self) -> None:
+        self.held = self.models[Which.held] = SplitBeginning(self.policy)
 
     @override
     def footprint(self, state_bytes: StateBytes) -> Footprint:
@@ -153,7 +171,8 @@ class Hybrid(Plugin):
         with unannounced():
             with quiet():
                 self.policy.passes([batch.to_model(self.device) for batch in micro_batches], loss, self.optimizer)
-            self.wrapper.sync_shared_params()
+            if self.tied_trained:
+                self.wrapper.sync_shared_params()
             if stage < 2:
                 self.wrapper.sync_sp_grads()
                 (self.optimizer if stage else self.wrapper).sync_dp_grads()
@@ -185,11 +204,16 @@ class Hybrid(Plugin):
     @override
     def save_weights(self, folder: Path) -> None:
         weights = self.policy.whole()
-        if self.ranks.is_main:
+        if not self.ranks.is_main:
+            deque(weights, maxlen=0)  # sends what the main rank lacks
+        elif self.build is None or self.policy.all_trained:
             self.policy.save_config(folder)
             write_model(folder, weights)
-        else:
-            deque(weights, maxlen=0)  # sends what the main rank lacks
+        else:  # one in which the parts of all stages are together, as an adapter is saved
+            built = self.build.empty()
+            for name, whole in weights:
+                built.model.get_parameter(name).data = whole
+            built.save(built.model, folder)
         self.ranks.barrier()
 
     def _tell_split(self) -> None:
@@ -223,7 +247,7 @@ class Hybrid(Plugin):
         parts = []
         for parameter in self.policy.model.parameters():
             grad = parameter.grad
-            if self.config.zero_stage:
+            if self.config.zero_stage and parameter.requires_grad:
                 grad = self.optimizer.get_working_grad_by_param_id(id(parameter))
             if grad is not None:
                 copies = 1 if is_distributed_tensor(parameter) else dist.get_world_size(self.split.tp_group)

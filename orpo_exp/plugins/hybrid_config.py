@@ -5,7 +5,7 @@ from importlib.metadata import version
 
 from orpo_exp.plugins.architectures import ARCHITECTURES, LAYERS, SequenceMode, not_carried, not_divided, size
 from orpo_exp.plugins.base import PluginConfig
-from orpo_exp.plugins.rules import WHOLE_TRAINED, Facts, Rule, divides
+from orpo_exp.plugins.rules import Facts, Rule, divides
 from orpo_exp.plugins.zero import WHOLE_MOVES, cuttable
 from orpo_exp.schema import setting
 
@@ -106,6 +106,12 @@ RULES = (
         lambda f: str(not_divided(f.model, f.plugin.tp_size, f.plugin.heads)),
     ),
     Rule(
+        "plugin.tp_size",
+        "1 with an adapter, which the layers that ColossalAI puts in for the model's leave out",
+        "Set plugin.tp_size=1, or choose plugin=zero2, say.",
+        lambda f: f.plugin.tp_size == 1 or not f.adapter.partial,
+    ),
+    Rule(
         "plugin.pp_size",
         "at most the model's layers",
         "Choose fewer stages.",
@@ -126,5 +132,4 @@ RULES = (
     ),
     cuttable(lambda f: f.plugin.tp_size > 1 or f.plugin.zero_stage > 0, lambda f: f.plugin.cpu_offload),
     WHOLE_MOVES,
-    WHOLE_TRAINED,
 )

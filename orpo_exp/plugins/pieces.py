@@ -210,12 +210,13 @@ def gathered(ranks: Ranks, held: Sequence[Held]) -> Iterator[tuple[str, Tensor]]
     """Every whole parameter with its name, in the order of names, one at a time: on the main rank, on the CPU. The
     others send what it lacks and get nothing; all ranks go through all of it."""
     own = {part.name: part for part in held}
-    said = [json.loads(text) for text in ranks.exchange(json.dumps({n: astuple(p.piece) for n, p in own.items()}))]
+    places = {name: [str(part.tensor.dtype), *astuple(part.piece)] for name, part in own.items()}
+    said = [json.loads(text) for text in ranks.exchange(json.dumps(places))]
     for name in sorted({name for of in said for name in of}):
         sources: dict[Piece, int] = {}
         for rank, of in enumerate(said):
             if name in of:
-                shape, *numbers = of[name]
+                dtype, shape, *numbers = of[name]
                 sources.setdefault(Piece(tuple(shape), *numbers), rank)
         whole: Tensor | None = None
         for piece, rank in sources.items():
@@ -224,7 +225,8 @@ def gathered(ranks: Ranks, held: Sequence[Held]) -> Iterator[tuple[str, Tensor]]
                 if not ranks.is_main:
                     dist.send(numbers.to(ranks.device).contiguous(), 0)  # it may lie in the host's memory
             elif ranks.is_main:
-                numbers = torch.empty(piece.numel, dtype=held[0].tensor.dtype, device=ranks.device)
+                kind = getattr(torch, dtype.removeprefix("torch."))
+                numbers = torch.empty(piece.numel, dtype=kind, device=ranks.device)
                 dist.recv(numbers, rank)
             if ranks.is_main:
                 whole = torch.empty(piece.shape, dtype=numbers.dtype) if whole is None else whole

@@ -3,29 +3,27 @@
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout
+from contextlib import nullcontext
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from typing_extensions import override
 
 from orpo_exp.plugins.architectures import ARCHITECTURES
-from orpo_exp.plugins.colossal import colossalai_imported, complete_sequence, unannounced
+from orpo_exp.plugins.colossal import unannounced
+from orpo_exp.plugins.cutting import held_parts
 from orpo_exp.plugins.greedy import greedy
-from orpo_exp.plugins.pieces import Held, Piece, digest, gathered, save_config
+from orpo_exp.plugins.pieces import Held, digest, gathered, save_config
 from orpo_exp.plugins.pipeline import ragged_schedule, run_pipeline
-from orpo_exp.plugins.precision import buffers_kept
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.split_vocabulary import SplitVocabulary
-from orpo_exp.plugins.whole import read_by_main
+from orpo_exp.plugins.whole import described, exchanged
 from orpo_exp.scoring import WHOLE, Vocabulary, by_span, captured_hidden, head_of, pair_logps
-from orpo_exp.types import Batch, Builder, PairLogps
-
-Finish = Callable[[Tensor], Tensor]
+from orpo_exp.types import Batch, BuiltModel, PairLogps
 
 
 @dataclass(frozen=True)
@@ -52,9 +50,10 @@ class Where:
 class SplitModel:
     """ColossalAI's HybridParallelModule as a Scorer (see base.py)."""
 
-    def __init__(self, wrapper: Any, finish_logits: Finish, ranks: Ranks, split: Any) -> None:
-        """wrapper: the sharded model. split: the HybridParallelPlugin that sharded it."""
-        self.wrapper, self.finish_logits, self.ranks, self.device = wrapper, finish_logits, ranks, ranks.device
+    def __init__(self, wrapper: Any, built: BuiltModel, ranks: Ranks, split: Any) -> None:
+        """wrapper: the sharded model, before anything forbids it gradients: what requires one is `held`, and alone
+        moves and is saved. built: what it was made of. split: the HybridParallelPlugin that sharded it."""
+        self.wrapper, self.built, self.ranks, self.split, self.device = wrapper, built, ranks, split, ranks.device
         self.model: Any = wrapper.unwrap()
         manager = split.stage_manager
         self.where = Where(
@@ -69,7 +68,9 @@ class SplitModel:
         if manager:
             self.scheduler = ragged_schedule()(manager, num_microbatches=1, enable_metadata_cache=False)
         self.sequence_ranks = split.shard_config.sequence_parallel_size
-        self.held = held_parts(wrapper, split)
+        self.parts = held_parts(wrapper, split)
+        self.held = [part for part in self.parts if part.tensor.requires_grad]
+        self.all_trained = ranks.everywhere(len(self.held) == len(self.parts))
         self.vocabulary: Vocabulary = WHOLE
         if self.where.last:
             self.head: nn.Module = self.model.get_output_embeddings()
@@ -111,7 +112,7 @@ class SplitModel:
 
     def logps(self, batch: Batch, hidden: Tensor) -> PairLogps:
         """The log-probabilities of a batch, on a rank of the last stage."""
-        return pair_logps(hidden, head_of(self.head, self.finish_logits), batch.score, vocabulary=self.vocabulary)
+        return pair_logps(hidden, head_of(self.head, self.built.finish_logits), batch.score, vocabulary=self.vocabulary)
 
     @torch.no_grad()
     def score(self, micro_batches: Sequence[Batch]) -> PairLogps:
@@ -144,7 +145,7 @@ class SplitModel:
             found = torch.zeros(len(texts), dtype=torch.int64, device=self.device)
 
             def note(number: int, hidden: Tensor) -> Tensor:
-                logits = self.finish_logits(self.head(hidden[:, -1])).float()
+                logits = self.built.finish_logits(self.head(hidden[:, -1])).float()
                 found[number] = self.vocabulary.largest(logits)[0]
                 return logits.new_zeros(())
 
@@ -157,12 +158,12 @@ class SplitModel:
     @torch.no_grad()
     def move_towards(self, other: "SplitModel", mix: float) -> None:
         """weights = mix * other's + (1 - mix) * own; both are split alike."""
-        for own, current in zip(self.model.parameters(), other.model.parameters(), strict=True):
-            own.lerp_(current, mix)
+        for own, current in zip(self.held, other.held, strict=True):
+            own.tensor.lerp_(current.tensor, mix)
 
     def whole(self) -> Iterator[tuple[str, Tensor]]:
         """Every whole weight with its name, on the main rank; see `gathered`."""
-        return gathered(self.ranks, self.held)
+        return gathered(self.ranks, self.parts)
 
     def digest(self) -> str:
         """A hexadecimal hash of the whole weights, however they are split."""
@@ -174,9 +175,13 @@ class SplitModel:
 
     def describe(self) -> str:
         """Class and size, for people."""
-        sizes = self.ranks.exchange(json.dumps({of.name: math.prod(of.piece.shape) for of in self.held}))
-        whole = {name: size for said in sizes for name, size in json.loads(said).items()}
-        return f"{type(self.model).__name__}, {sum(whole.values()):,} parameters"
+        count, trained = (self._count(parts) for parts in (self.parts, self.held))
+        return described(self.model, count, trained)
+
+    def _count(self, parts: Sequence[Held]) -> int:
+        """How many numbers the ranks hold of these together."""
+        sizes = self.ranks.exchange(json.dumps({of.name: math.prod(of.piece.shape) for of in parts}))
+        return sum({name: size for said in sizes for name, size in json.loads(said).items()}.values())
 
     def _input(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """What the model is called with here: as many positions as the ranks can share evenly. What is added stands
@@ -199,6 +204,25 @@ class SplitModel:
         return numbers
 
 
+class SplitBeginning(SplitModel):
+    """As Beginning in whole.py."""
+
+    def __init__(self, policy: SplitModel) -> None:
+        super().__init__(policy.wrapper, policy.built, policy.ranks, policy.split)
+        self.parameters = [part.tensor for part in self.held]
+        self.began = [of.detach().clone() for of in self.parameters]
+
+    @property
+    @override
+    def weights(self) -> Iterable[Tensor]:
+        return self.began
+
+    @override
+    def score(self, micro_batches: Sequence[Batch]) -> PairLogps:
+        with exchanged(self.parameters, self.began):
+            return super().score(micro_batches)
+
+
 def causal_mask(ids: Tensor, dtype: torch.dtype) -> Tensor:
     """(sequences, positions) -> (sequences, 1, positions, positions): 0 where a position sees another one.
 
@@ -207,67 +231,3 @@ def causal_mask(ids: Tensor, dtype: torch.dtype) -> Tensor:
     """
     hidden = torch.full((ids.shape[1], ids.shape[1]), torch.finfo(dtype).min, dtype=dtype, device=ids.device).triu(1)
     return hidden.expand(len(ids), 1, -1, -1)
-
-
-def sharded(build: Builder, ranks: Ranks, split: Any) -> tuple[Any, Finish]:
-    """The model, cut, on this rank's device, and what it does behind its head.
-
-    The main rank alone reads the weights; the others cut an empty model, and each takes its part of every parameter
-    that the main one sends. Without torch's DDP, which would hold the gradients twice: they travel after the last
-    micro-batch.
-    """
-    with colossalai_imported():
-        from colossalai.booster.plugin.hybrid_parallel_plugin import HybridParallelModule
-
-    built = read_by_main(build, ranks)
-    model = built.model
-    sources = {name: parameter.data for name, parameter in model.named_parameters()}  # cutting replaces them
-    with buffers_kept(model), redirect_stdout(StringIO()):  # one of its policies prints
-        wrapper = HybridParallelModule(
-            model,
-            precision=split.precision,
-            shard_config=split.shard_config,
-            dp_group=split.mixed_dp_group,
-            tp_group=split.tp_group,
-            sp_group=split.sp_group,
-            use_ddp=False,
-            ddp_config={},
-            custom_policy=None,
-        )
-    complete_sequence(wrapper.unwrap())
-    parts = {part.name: part for part in held_parts(wrapper, split)}
-    for name in list(sources):
-        source = sources.pop(name)
-        whole = source.to(ranks.device) if ranks.is_main else torch.empty_like(source, device=ranks.device)
-        dist.broadcast(whole, 0)
-        if part := parts.get(name):
-            part.tensor.data.view(-1)[: part.piece.numel].copy_(part.piece.cut(whole))
-    return wrapper, built.finish_logits
-
-
-def held_parts(wrapper: Any, split: Any) -> list[Held]:
-    """What this rank has of a sharded model's weights. Tied weights have one name: that of the embeddings."""
-    from colossalai.tensor.d_tensor import get_shard_dim_1d, is_distributed_tensor
-
-    model, stage = wrapper.unwrap(), split.stage_manager.stage if split.stage_manager else 0
-    rank = dist.get_rank(split.tp_group)
-    tied = [of[stage] for of in wrapper.shared_params if stage in of]
-    embeddings = model.get_input_embeddings()  # without a tensor where another stage has it
-    held: dict[str, Held] = {}
-    for prefix, module in model.named_modules():
-        for of, parameter in module.named_parameters(recurse=False):
-            name = f"{prefix}.{of}" if prefix else of
-            if any(parameter is other for other in tied) or parameter is embeddings.weight:
-                name = next(f"{p}.{of}" for p, other in model.named_modules() if other is embeddings)
-            shape = list(parameter.shape)
-            if is_distributed_tensor(parameter):
-                shape = list(parameter.dist_layout.global_shape)
-            if hasattr(module, "old_num_embeddings"):  # a vocabulary that was padded for the ranks to share
-                shape[0] = module.old_num_embeddings
-            piece = Piece.whole(shape)
-            if is_distributed_tensor(parameter):
-                dim = get_shard_dim_1d(parameter)
-                here = parameter.shape[dim]
-                piece = Piece.block(shape, dim, rank * here, (rank + 1) * here)
-            held.setdefault(name, Held(name, piece, parameter))
-    return list(held.values())

@@ -130,12 +130,8 @@ class WholeModel:
 
     def describe(self) -> str:
         """Class and size, for people."""
-        count = parameter_count(self.model)
-        of = f"{type(self.model).__name__}, {count:,} parameters"
-        if self.all_trained:
-            return of
         trained = sum(p.numel() for p in self.trained.values())
-        return f"{of}, {trained:,} of them trained ({trained / count:.2%})"
+        return described(self.model, parameter_count(self.model), trained)
 
     def save_pretrained(self, folder: Path) -> None:
         """Write it as Hugging Face's libraries load it."""
@@ -162,22 +158,29 @@ class Beginning(WholeModel):
     def weights(self) -> Iterable[Tensor]:
         return self.trained.values()
 
-    @contextmanager
-    def back(self) -> Iterator[None]:
-        """The model is what it was, inside this block."""
-        now = {name: of.data for name, of in self.parameters.items()}
-        try:
-            for name, of in self.parameters.items():
-                of.data = self.trained[name]
-            yield
-        finally:
-            for name, of in self.parameters.items():
-                of.data = now[name]
-
     @override
     def score(self, micro_batches: Sequence[Batch]) -> PairLogps:
-        with self.back():
+        with exchanged(self.parameters.values(), self.trained.values()):
             return super().score(micro_batches)
+
+
+@contextmanager
+def exchanged(parameters: Iterable[Tensor], others: Iterable[Tensor]) -> Iterator[None]:
+    """Inside this block, parameters have the numbers of as many others."""
+    now = [(of, of.data) for of in parameters]
+    try:
+        for (of, _), other in zip(now, others, strict=True):
+            of.data = other
+        yield
+    finally:
+        for of, data in now:
+            of.data = data
+
+
+def described(model: nn.Module, count: int, trained: int) -> str:
+    """A model's class, how many parameters it has, and how many of them are trained if not all, for people."""
+    of = f"{type(model).__name__}, {count:,} parameters"
+    return of if trained == count else f"{of}, {trained:,} of them trained ({trained / count:.2%})"
 
 
 def read_by_main(build: Builder, ranks: Ranks) -> BuiltModel:

@@ -197,7 +197,7 @@ def test_new_tokens_are_saved_with_the_adapter(run, base):
         (["adapter=lora", "adapter.dropout=0.1", "loss=orpo_colossalchat"], "adapter.dropout"),
         (["adapter=existing", "adapter.path=base"], "adapter_model.safetensors"),
         (["loss=dpo", "reference=base"], "reference=frozen"),
-        (["adapter=lora", "plugin=hybrid", "plugin.pp_size=2", "processes=2"], "adapter"),
+        (["adapter=lora", "plugin=hybrid", "plugin.tp_size=2", "processes=2"], "plugin.tp_size"),
     ],
 )
 def test_what_does_not_go_together_is_refused(run, base, capsys, overrides, said):

@@ -49,6 +49,7 @@ BASE = (
     "tracker=[]",
 )  # fmt: skip
 EAGER = ("opt", "bloom", "gptj")  # the only kernel of these
+LORA = ("adapter=lora", "adapter.merge=true", "optimizer.lr=1e-1")
 
 
 def make_model(folder: Path, kind: str, sizes: dict) -> None:
@@ -85,7 +86,9 @@ def runs(tmp_path_factory) -> Path:
         patch.chdir(folder)
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("OMP_NUM_THREADS", "1")
-        assert start_ranks(1, run_all, [order_for(folder / "ddp", name, "plugin=ddp") for name in MODELS]) == 0
+        alone = [order_for(folder / "ddp", name, "plugin=ddp") for name in MODELS]
+        alone += [order_for(folder / "ddp lora", name, "plugin=ddp", *LORA) for name in MODELS]
+        assert start_ranks(1, run_all, alone) == 0
     return folder
 
 
@@ -109,15 +112,29 @@ def test_curve_samples_and_weights_are_those_of_ddp_on_one_process(runs, ranks, 
         place = runs / f"tp{tensor} x pp{stages} x {sequence}"
         orders += [order_for(place, name, *plugin) for name in sorted(models) if carried(name, tensor, sequence)]
     assert start_ranks(ranks, run_all, orders) == 0
-    for ours in (order.folder for order in orders):
-        theirs = runs / "ddp" / ours.name
-        for a, b in zip(read_metrics(theirs / "metrics.jsonl"), read_metrics(ours / "metrics.jsonl"), strict=True):
-            assert a.keys() == b.keys()
-            for metric in a:
-                if metric.endswith("loss") or metric == "grad_norm":
-                    assert b[metric] == pytest.approx(a[metric], rel=1e-4), (ours, metric, a["split"], a["step"])
-        assert (ours / "samples.md").read_text() == (theirs / "samples.md").read_text(), ours
-        torch.testing.assert_close(logits(ours / "model"), logits(theirs / "model"), rtol=1e-4, atol=1e-4)
+    for order in orders:
+        check(order.folder, runs / "ddp" / order.folder.name)
+
+
+def test_an_adapter_is_carried_by_stages_of_every_architecture(runs, monkeypatch):
+    monkeypatch.chdir(runs)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    plugin = ["plugin=hybrid", "plugin.pp_size=2"]
+    orders = [order_for(runs / "pp2 lora", name, *plugin, *LORA) for name in MODELS]
+    assert start_ranks(2, run_all, orders) == 0
+    for order in orders:
+        check(order.folder, runs / "ddp lora" / order.folder.name)
+
+
+def check(ours: Path, theirs: Path) -> None:
+    """That two runs came to the same."""
+    for a, b in zip(read_metrics(theirs / "metrics.jsonl"), read_metrics(ours / "metrics.jsonl"), strict=True):
+        assert a.keys() == b.keys()
+        for metric in a:
+            if metric.endswith("loss") or metric == "grad_norm":
+                assert b[metric] == pytest.approx(a[metric], rel=1e-4), (ours, metric, a["split"], a["step"])
+    assert (ours / "samples.md").read_text() == (theirs / "samples.md").read_text(), ours
+    torch.testing.assert_close(logits(ours / "model"), logits(theirs / "model"), rtol=1e-4, atol=1e-4)
 
 
 def logits(folder: Path) -> torch.Tensor:

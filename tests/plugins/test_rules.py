@@ -41,11 +41,11 @@ BREAKS = {
     ("hybrid", 5): ["plugin.cpu_offload=true"],
     ("hybrid", 6): ["model.arch=qwen3"],
     ("hybrid", 7): ["plugin.tp_size=3"],
-    ("hybrid", 8): ["plugin.pp_size=99"],
-    ("hybrid", 9): ["plugin.pp_size=2", "plugin.layers_per_stage=[1,2]"],
-    ("hybrid", 10): ["plugin.tp_size=2", "optimizer=galore"],
-    ("hybrid", 11): SMALL_MOVES,
-    ("hybrid", 12): LORA,
+    ("hybrid", 8): ["plugin.tp_size=2", *LORA],
+    ("hybrid", 9): ["plugin.pp_size=99"],
+    ("hybrid", 10): ["plugin.pp_size=2", "plugin.layers_per_stage=[1,2]"],
+    ("hybrid", 11): ["plugin.tp_size=2", "optimizer=galore"],
+    ("hybrid", 12): SMALL_MOVES,
 }
 
 OPTIMIZERS = sorted(file.stem for file in (Path(__file__).parents[2] / "conf" / "optimizer").glob("*.yaml"))
