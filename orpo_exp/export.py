@@ -66,7 +66,8 @@ def export(given: Path, folder: Path) -> Path:
     if (folder / SETTINGS).is_file():
         save_file({peft_name(name): tensor for name, tensor in weights(checkpoint)}, folder / WEIGHTS)
         return checkpoint
-    dtype = getattr(torch, json.loads((folder / "config.json").read_text(encoding="utf-8"))["torch_dtype"])
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    dtype = getattr(torch, config.get("dtype") or config["torch_dtype"])  # as the run's transformers called it
     write_model(folder, ((name, tensor.to(dtype)) for name, tensor in weights(checkpoint)))
     return checkpoint
 

@@ -45,7 +45,8 @@ QWEN = ("qwen2", "qwen2_moe", "qwen3", "qwen3_moe")
 # What the configurations of some model types may ask for and not every kernel of transformers 4.51.3 does, which it
 # leaves out without a word (read off its source): the types, what it is, whether it is asked for, and who does it, the
 # best first. Falcon's eager kernel adds ALiBi twice; the windows of Qwen belong to some of its layers only; Moshi's
-# needs a mask, which no layout gives.
+# needs a mask, which no layout gives. Later versions refuse some of it by themselves and do more: what is said here
+# holds there too, at worst for a slower kernel than need be, or none.
 ASKS: tuple[tuple[tuple[str, ...], str, Callable[[Any], object], tuple[Attention, ...]], ...] = (
     (("gemma2",), "attn_logit_softcapping", lambda c: c.attn_logit_softcapping, (EAGER, FLASH)),
     (("gemma3_text",), "attn_logit_softcapping", lambda c: c.attn_logit_softcapping, ()),

@@ -16,6 +16,7 @@ from orpo_exp.models.segments import LOOKED_UP, Attend, SeveralTexts, one_text_a
 from orpo_exp.registry import Registry
 from orpo_exp.schema import ConfigError, Refused, Settings, setting
 from orpo_exp.types import Builder, BuiltModel
+from orpo_exp.versions import no_init_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -133,8 +134,6 @@ class ModelSource(ABC):
             return self._built(model)
 
         def empty() -> BuiltModel:
-            from transformers.modeling_utils import no_init_weights
-
             with no_init_weights():  # what is not written takes no memory
                 model = self.random(hf_config, attention)
             model.tie_weights()
@@ -175,7 +174,9 @@ def told_about(key: str, given: object, allowed: str) -> Iterator[None]:
     except Refused:
         raise
     except Exception as error:
-        expected = isinstance(error, OSError | ValueError | KeyError | ImportError | SafetensorError)
+        # an AttributeError where a configuration is not that of a language model alone
+        kinds = OSError | ValueError | KeyError | AttributeError | ImportError | SafetensorError
+        expected = isinstance(error, kinds)
         if not expected and type(error) is not Exception:  # which is what tokenizers raises
             raise
         reason = f"{type(error).__name__}: {error}".splitlines()[0]

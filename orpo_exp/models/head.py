@@ -13,6 +13,7 @@ from torch import Tensor
 
 from orpo_exp.schema import Refused
 from orpo_exp.scoring import captured_hidden
+from orpo_exp.versions import dtype_name
 
 
 def finish_logits(config: Any) -> Callable[[Tensor], Tensor]:
@@ -39,7 +40,7 @@ def check_architecture(make: Callable[[Any], Any], hf_config: Any) -> None:
     make: makes a model of a configuration.
     """
     small = copy.deepcopy(hf_config)
-    small.torch_dtype = torch.float32
+    setattr(small, dtype_name(), torch.float32)
     small.pad_token_id = None
     sizes = {"num_hidden_layers": 2, "vocab_size": 32, "intermediate_size": 64}
     for name, size in sizes.items():

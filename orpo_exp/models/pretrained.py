@@ -20,6 +20,7 @@ from orpo_exp.models.attention import Attention, positions
 from orpo_exp.models.base import MODELS, CausalLM, ModelConfig, ModelSource, told_about
 from orpo_exp.quantized import Int8Linear, NF4Linear, QuantizedLinear, quantize_linear
 from orpo_exp.schema import ConfigError, setting
+from orpo_exp.versions import dtype_name
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -144,7 +145,7 @@ class Pretrained(ModelSource):
             self.new_tokens = len(tokenizer) - text.vocab_size
             log.info("%d tokens get an embedding, at the mean of the others", self.new_tokens)
             text.vocab_size = len(tokenizer)
-        hf_config.torch_dtype = getattr(torch, c.dtype.value)
+        setattr(hf_config, dtype_name(), getattr(torch, c.dtype.value))
         return hf_config
 
     @override
@@ -179,10 +180,10 @@ class Pretrained(ModelSource):
                 os.path.expanduser(c.path),
                 config=own,
                 revision=c.revision,
-                torch_dtype=getattr(torch, c.dtype.value),
                 attn_implementation=attention.value,
                 use_safetensors=True,
                 trust_remote_code=c.trust_remote_code,
+                **{dtype_name(): getattr(torch, c.dtype.value)},
             )
         if self.new_tokens:
             grow(model, hf_config.get_text_config(decoder=True).vocab_size)

@@ -137,7 +137,9 @@ class Scratch(ModelSource):
             hf_config = CONFIG_MAPPING[c.arch]()
             hf_config.update(self._sizes(hf_config, vocab_size))
             hf_config.update({name: getattr(tokenizer, name) for name in SPECIAL_TOKENS})
-            return type(hf_config).from_dict(hf_config.to_dict())  # lets the class derive what depends on the sizes
+            given = hf_config.to_dict()
+            given.pop("layer_types", None)  # of as many layers as the class would have by itself
+            return type(hf_config).from_dict(given)  # lets the class derive what depends on the sizes
 
     def _sizes(self, hf_config: "PretrainedConfig", vocab_size: int) -> dict[str, Any]:
         c = self.config

@@ -59,7 +59,8 @@ RULES = (
         "plugin",
         "a plugin that this version of transformers goes with; hybrid cuts the models of transformers 4.51",
         "Install transformers==4.51.3, or choose plugin=zero2.",
-        lambda f: version("transformers").startswith("4.51."),
+        lambda _: version("transformers").startswith("4.51."),
+        lambda _: f"transformers {version('transformers')} is installed",
     ),
     Rule(
         "processes",

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.state import as_state, as_tensors
 from orpo_exp.schema import Refused
+from orpo_exp.versions import dtype_name
 
 WEIGHT = "weight"
 POLICY, HELD = "policy", "reference"  # what the names of files begin with: <what>-<rank>.safetensors
@@ -247,7 +248,8 @@ def digest(ranks: Ranks, tensors: Iterable[tuple[str, Tensor]]) -> str:
 def save_config(model: Any, folder: Path) -> None:
     """Write a causal LM's config.json, and its generation settings, as `save_pretrained` does beside the weights."""
     config = copy.deepcopy(model.config)
-    config.architectures, config.torch_dtype = [type(model).__name__], model.dtype
+    config.architectures = [type(model).__name__]
+    setattr(config, dtype_name(), model.dtype)
     if getattr(config, "_attn_implementation_autoset", False):  # or it would be loaded with the eager kernel
         config._attn_implementation_autoset = False
     config.save_pretrained(folder)

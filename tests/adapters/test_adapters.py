@@ -69,7 +69,7 @@ def test_the_gradient_is_that_of_plain_peft_and_autograd(name, more):
     assert all(of.grad is None for of in ours.model.parameters() if not of.requires_grad)
 
 
-@pytest.mark.parametrize("name", ["lora", "dora", "rslora"])
+@pytest.mark.parametrize("name", [pytest.param("lora", marks=pytest.mark.versions), "dora", "rslora"])
 def test_what_is_saved_loads_in_peft_and_merged_in_transformers_with_the_same_logits(run, base, name):
     from peft import AutoPeftModelForCausalLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -106,6 +106,7 @@ def test_the_base_stays_what_it_was_and_a_checkpoint_holds_the_adapter_alone(run
     assert numbers(folder)[: len(former)] == former
 
 
+@pytest.mark.versions
 def test_a_run_that_is_cut_back_goes_on_bit_for_bit(run, base):
     command = ["+experiment=orpo", *RUN, "adapter=lora", "train.save_every=2"]
     whole_run, folder = run(*command, folder="whole"), run(*command, folder="cut")

@@ -232,7 +232,7 @@ def test_merged_it_is_the_model_that_was_trained_and_alone_it_loads_in_peft(run,
         (["adapter=none"], "adapter"),
         (["adapter=lora", "adapter.init=pissa", "adapter.merge=true"], "adapter.init"),
         (["adapter=lora", "adapter.init=olora", "adapter.merge=true"], "adapter.init"),
-        (["adapter=lora", "plugin=hybrid"], "adapter"),
+        (["adapter=lora", "plugin=hybrid", "plugin.tp_size=2"], "plugin.tp_size"),
         (["adapter=lora", "plugin=gemini"], "adapter"),
     ],
 )

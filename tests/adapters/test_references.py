@@ -32,6 +32,7 @@ def test_references_give_the_same_numbers_and_base_needs_no_second_model(run, ba
                     assert b[metric] == pytest.approx(a[metric], rel=1e-5, abs=2e-6), (reference, metric, a["step"])
 
 
+@pytest.mark.versions
 def test_blocks_that_are_computed_again_give_the_same(run, base):
     """Though what goes into the first of them requires no gradient."""
     rows = []

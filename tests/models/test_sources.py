@@ -46,8 +46,10 @@ def hub(saved, tmp_path, monkeypatch):
     import transformers.utils.hub
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(transformers.utils.hub, "_is_offline_mode", True)
-    monkeypatch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    # transformers 4 has copies of these
+    monkeypatch.setattr(transformers.utils.hub, "_is_offline_mode", True, raising=False)
+    monkeypatch.setattr(transformers.utils.hub, "TRANSFORMERS_CACHE", str(tmp_path / "hub"), raising=False)
     cached = tmp_path / "hub" / "models--owner--name"
     shutil.copytree(saved, cached / "snapshots" / COMMIT)
     (cached / "refs").mkdir()

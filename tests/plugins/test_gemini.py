@@ -125,6 +125,7 @@ def test_without_a_gpu_it_is_refused_at_once_with_what_to_choose(run, capsys):
     assert "Choose plugin=zero2" in said.out + said.err
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_it_trains_as_one_does_by_hand(start, placement):
     """To the last bit, wherever things lie; the norm, which is added up in float32, to 1e-6."""
@@ -221,6 +222,7 @@ def test_the_held_model_moves_by_the_share_it_is_told(start):
         assert torch.allclose(part.tensor, 0.75 * before[part.name] + 0.25 * current, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.versions
 def test_the_weights_are_a_folder_that_transformers_loads_without_a_second_head(start, tmp_path):
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM

@@ -72,6 +72,7 @@ def test_large_weights_are_several_files_with_an_index(tmp_path):
 RUN = ("+experiment=quickstart", "train.max_steps=4", "train.save_every=2", "train.samples=0")
 
 
+@pytest.mark.versions
 def test_an_export_of_the_last_checkpoint_is_the_model_that_the_run_saved(run, tmp_path, capsys):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer

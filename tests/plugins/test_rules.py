@@ -2,14 +2,13 @@
 
 import json
 from contextlib import nullcontext
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from support import order_of
 
-from orpo_exp.plugins import PLUGINS, Plugin
+from orpo_exp.plugins import PLUGINS
 from orpo_exp.plugins.architectures import ARCHITECTURES
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.schema import ConfigError
@@ -52,16 +51,11 @@ OPTIMIZERS = sorted(file.stem for file in (Path(__file__).parents[2] / "conf" / 
 NAMES = sorted(file.stem for file in (Path(__file__).parents[2] / "conf" / "plugin").glob("*.yaml"))
 
 
-@cache
-def plugin_named(name: str) -> type[Plugin]:
-    return PLUGINS.of(order_of(*RUN, f"plugin={name}").config.plugin)
-
-
 def table() -> list[str]:
     """The README's rows, from what the plugins declare."""
     rows = []
     for name in NAMES:
-        plugin = plugin_named(name)
+        plugin = PLUGINS.named(name)
         precisions = ", ".join(sorted(precision.value for precision in plugin.precisions))
         rows.append(f"| `{name}` | `plugin.precision` | {precisions} |")
         rows += [f"| `{name}` | `{rule.key}` | {rule.allowed} |" for rule in plugin.rules]
@@ -74,13 +68,13 @@ def test_the_readme_has_every_rule():
 
 
 def test_every_rule_of_every_plugin_has_a_command_that_breaks_it():
-    declared = {(name, number) for name in NAMES for number in range(len(plugin_named(name).rules))}
+    declared = {(name, number) for name in NAMES for number in range(len(PLUGINS.named(name).rules))}
     assert BREAKS.keys() == declared
 
 
 @pytest.mark.parametrize(("name", "number"), BREAKS)
 def test_what_breaks_a_rule_is_refused_by_it(name, number, monkeypatch):
-    rule = plugin_named(name).rules[number]
+    rule = PLUGINS.named(name).rules[number]
     if (name, number) == ("hybrid", 0):
         monkeypatch.setattr("orpo_exp.plugins.hybrid_config.version", {"transformers": "4.57.1"}.get)
     with pytest.raises(ConfigError) as refused:
@@ -92,7 +86,7 @@ def test_what_breaks_a_rule_is_refused_by_it(name, number, monkeypatch):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_precision_that_a_plugin_does_not_have_is_refused(name):
     for precision in ("fp32", "tf32", "bf16", "fp16", "bf16_weights", "fp16_weights"):
-        known = precision in {of.value for of in plugin_named(name).precisions}
+        known = precision in {of.value for of in PLUGINS.named(name).precisions}
         with nullcontext() if known else pytest.raises(ConfigError, match=r"plugin\.precision"):
             order_of(*RUN, f"plugin={name}", f"plugin.precision={precision}")
 

@@ -60,6 +60,7 @@ def test_the_folder_holds_what_the_contract_says(folder):
     assert not re.search(r"\x1b\[", log)
 
 
+@pytest.mark.versions
 def test_the_saved_model_loads_with_the_library_alone(folder):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -41,7 +41,7 @@ def assert_same_numbers(folder: Path, other: Path) -> None:
             assert value == pytest.approx(b[name], rel=1e-4, abs=2e-6), name
 
 
-@pytest.mark.parametrize("loss", ["dpo", "aot"])
+@pytest.mark.parametrize("loss", [pytest.param("dpo", marks=pytest.mark.versions), "aot"])
 def test_frozen_and_cached_references_give_the_same_numbers(run, pairs_file, loss):
     frozen = run(*with_reference("frozen", f"loss={loss}"), folder="frozen")
     cached = run(*with_reference("cached", f"loss={loss}", "train.micro_batch_size=3"), folder="cached")
