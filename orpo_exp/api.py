@@ -5,6 +5,7 @@ What is given as Python objects lies on disk first (outputs/given), so that a ru
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +19,7 @@ from orpo_exp.cli import carry_out, planned_sweep, preflight
 from orpo_exp.composition import check, chosen_launcher
 from orpo_exp.composition import compose as composed_by_hydra
 from orpo_exp.losses import LOSSES, Loss
+from orpo_exp.plugins import torchrun_place
 from orpo_exp.registry import import_outside
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.runs.resuming import has_work
@@ -123,11 +125,10 @@ def compose(
     """
     arguments = [*overrides, *_on_disk(rows, eval_rows, model, tokenizer)]
     import_outside()
-    with_errors = ("--config-dir", config_dir) if config_dir else ()
     try:
         return check(composed_by_hydra(arguments, config_dir), arguments, config_dir)
     except ComposeError as error:
-        raise explain(error, [*with_errors, *arguments]) from error
+        raise explain(error, arguments) from error
 
 
 def run(
@@ -143,6 +144,9 @@ def run(
     """
     from orpo_exp.experiment import COMPLETED, FAILED, REFUSED, run_rank
 
+    if torchrun_place(os.environ) is not None:
+        do = "Start the script without it and set processes=N, or give the command to torchrun."
+        raise ConfigError("orpo_exp.run", "torchrun", "a process that starts the others itself", do)
     order = what[0] if len(what) == 1 and isinstance(what[0], RunOrder) else compose(*what, **given)  # type: ignore[arg-type]
     launcher = chosen_launcher(composed_by_hydra(order.overrides, order.options[1] if order.options else None))
     launcher.check([order])
@@ -247,7 +251,7 @@ def _on_disk(
         digest = hashlib.sha256(model.config.to_json_string().encode())
         for name, of in model.state_dict().items():
             digest.update(name.encode())
-            digest.update(of.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            digest.update(of.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
         folder = GIVEN / f"model-{digest.hexdigest()[:16]}"
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -143,7 +143,7 @@ def train(
     data = order.data or DATA.build(config.data).load(config.seed)
     source = MODELS.build(config.model)
     policy = source.prepare(training_texts(data), config.seed)
-    pairs = prepare(data, policy.tokenizer, config.data.max_length, config.data.min_prompt_length)
+    pairs = prepare(data, policy.tokenizer, config.data)
     pairs = pairs.within(source.positions())
     adapter = ADAPTERS.build(config.adapter)
     build = adapter.on(policy.build, source.found_at, config.seed)
@@ -280,8 +280,6 @@ def report(
     for reason, rows in pairs.skipped.items():
         shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
         log.warning("skipped %d rows: %s (rows %s)", len(rows), reason, shown)
-    if policy.tokenizer.chat_template is None and any(not isinstance(pair.prompt, str) for pair in pairs.texts):
-        log.info("the tokenizer has no chat template: turns are written as `User: ...`, `Assistant: ...`")
     footprint = plugin.footprint(optimizer.state_bytes)
     held = f"; per rank {told(plugin.ranks, footprint)}" if footprint else ""
     log.info("model: %s, %d ranks%s", plugin.models[Which.policy].describe(), plugin.ranks.world_size, held)

@@ -3,24 +3,32 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar, Protocol
 
 from orpo_exp.registry import Registry
 from orpo_exp.schema import ConfigError, Settings, setting
 from orpo_exp.types import PreferencePair
 
+PLAIN = "plain"  # the chat template that names the speaker before each turn
 IN_EVALUATION = "in the evaluation data: "  # begins the reasons why rows of the evaluation set are skipped
 
 
 @dataclass
 class DataConfig(Settings):
-    """Settings every source has; lengths in tokens."""
+    """Settings every source has; lengths in tokens. whole_text: whether prompt and answer are tokenized as one text.
+    chat_template: that of conversations, a file or PLAIN; None: the tokenizer's own, or where it has none PLAIN."""
 
     max_length: int = setting(1024, ge=3)
     min_prompt_length: int = setting(256, ge=1)
+    whole_text: bool = setting(False, as_before=False)
+    chat_template: str | None = setting(None, as_before=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.chat_template not in (None, PLAIN) and not Path(str(self.chat_template)).expanduser().is_file():
+            allowed = f"null, {PLAIN}, or a file that exists, with a Jinja template"
+            raise ConfigError("chat_template", self.chat_template, allowed, "Check the path.")
         if self.min_prompt_length > self.max_length - 2:
             allowed = f"at most max_length - 2 = {self.max_length - 2}"
             do = "Lower it or raise max_length: an answer needs room for a token and its EOS."

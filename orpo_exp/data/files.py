@@ -171,7 +171,12 @@ def _usable(
         config.max_skipped * first, config.max_skipped > 0
     ):  # one costs itself only, however few there are
         allowed = f"data of whose rows at most a share of data.max_skipped={config.max_skipped:g} is broken"
-        raise ConfigError(key, given, allowed, f"Of its {first} rows {unreadable} are: {_told_of(broken)}.")
+        raise ConfigError(
+            key,
+            given,
+            allowed,
+            f"Of its {first} rows {unreadable} are: {_told_of(broken)}. Mend them, or raise data.max_skipped.",
+        )
     told = [f"{form} in {count} files" if len(parts) > 1 else form for form, count in forms.items()]
     return Usable(pairs, broken | skipped, ", ".join(told))
 

@@ -1,30 +1,18 @@
-"""PreferencePair -> TokenizedPair: chat templates, EOS and truncation."""
+"""What a source loads, as tokens."""
 
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from jinja2 import TemplateError
-
-from orpo_exp.data.base import IN_EVALUATION, SourceData
-from orpo_exp.data.rows import UnusableRow
+from orpo_exp.data.base import IN_EVALUATION, DataConfig, SourceData
+from orpo_exp.data.pair_tokenizer import PLAIN_TEMPLATE, PairTokenizer, read_template
 from orpo_exp.schema import ConfigError, Refused
 from orpo_exp.types import PreferencePair, TokenizedPair
 
-# How many pairs are tokenized at once: for a moment their ids are lists of Python's numbers, ten times as large.
-AT_ONCE = 1000
-
-# For conversations where the tokenizer has no template of its own: the speaker's name before each turn.
-PLAIN_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ message['role'] | capitalize }}: {{ message['content'] }}"
-    "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\\n\\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}Assistant: {% endif %}"
-)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,12 +86,16 @@ def digest_pairs(digest: "hashlib._Hash", pairs: Sequence[TokenizedPair]) -> Non
             digest.update(len(ids).to_bytes(8, "little") + ids.numpy().tobytes())
 
 
-def prepare(data: SourceData, tokenizer: Any, max_length: int, min_prompt_length: int) -> TokenizedData:
+def prepare(data: SourceData, tokenizer: Any, config: DataConfig) -> TokenizedData:
     """Tokenize everything of a finite source now, an endless one as it is drawn.
 
     Raises Refused where no pair is left to train or to evaluate on.
     """
-    encode = PairTokenizer(tokenizer, max_length, min_prompt_length)
+    encode = PairTokenizer(
+        tokenizer, config.max_length, config.min_prompt_length, config.whole_text, read_template(config.chat_template)
+    )
+    if encode.template == PLAIN_TEMPLATE and any(not isinstance(pair.prompt, str) for pair in data.held_out):
+        log.info("turns are written as `User: ...`, `Assistant: ...`: %s", encode.why_plain)
     held_out, dropped = encode(data.held_out)
     if not held_out:
         raise Refused(f"no held-out pair is usable as tokens: {dropped[:5]}")
@@ -126,7 +118,8 @@ def prepare(data: SourceData, tokenizer: Any, max_length: int, min_prompt_length
         if not pairs:
             raise Refused(f"no training pair is usable as tokens: {unusable[:5]}")
         train, size = lambda positions: [pairs[p] for p in positions], len(pairs)
-    return TokenizedData(train, size, held_out, texts, skipped, encode.truncated, max_length, data.form)
+    tell_of_seams(encode, data.held_out)
+    return TokenizedData(train, size, held_out, texts, skipped, encode.truncated, config.max_length, data.form)
 
 
 def training_texts(data: SourceData, limit: int = 20_000) -> Iterator[str]:
@@ -137,108 +130,20 @@ def training_texts(data: SourceData, limit: int = 20_000) -> Iterator[str]:
         yield from (pair.chosen, pair.rejected)
 
 
-def kept_lengths(prompt: int, chosen: int, rejected: int, max_length: int, min_prompt_length: int) -> tuple[int, int]:
-    """How many tokens of a prompt, from its end, and how many of each answer, from its start, fit into max_length.
+def tell_of_seams(encode: "PairTokenizer", pairs: Sequence[PreferencePair], most: int = 200) -> None:
+    """Say how many pairs have tokens that reach over the end of the prompt; or, where prompt and answers are tokenized
+    apart, how many of some pairs would have other tokens as whole texts."""
+    if encode.whole:
+        log.info("%d pairs are parted before the end of their prompt, for a token reaches over it", encode.moved)
+        return
+    whole = PairTokenizer(encode.tokenizer, encode.max_length, encode.min_prompt_length, True, encode.template)
+    some = pairs[:most]
+    apart, joint = ({pair.row: _chained(pair) for pair in of(some)[0]} for of in (encode.fresh(), whole))
+    other = sum(apart[row] != joint[row] for row in apart.keys() & joint.keys())
+    if other:
+        log.info("%d of %d held-out pairs have other tokens as whole texts: data.whole_text", other, len(some))
 
-    The prompt is cut first, down to min_prompt_length; then both answers to what is left, both to the same length.
-    """
-    longest = max(chosen, rejected)
-    if prompt + longest <= max_length:
-        return prompt, longest
-    kept_prompt = min(prompt, max(max_length - longest, min_prompt_length))
-    return kept_prompt, max_length - kept_prompt
 
-
-class PairTokenizer:
-    """Tokenizes pairs: prompt and answers apart, so that both answers continue the very same prompt.
-
-    An answer ends with EOS unless it was cut. `truncated` counts the pairs that were.
-    """
-
-    def __init__(self, tokenizer: Any, max_length: int, min_prompt_length: int) -> None:
-        self.tokenizer, self.max_length, self.min_prompt_length = tokenizer, max_length, min_prompt_length
-        self.eos: int = tokenizer.eos_token_id
-        first = tokenizer("").input_ids[:1]  # what the tokenizer itself puts before a text
-        self.prefix: list[int] = first if first == [tokenizer.bos_token_id] else []
-        self.template: str | None = None if tokenizer.chat_template else PLAIN_TEMPLATE
-        self.truncated = 0
-
-    def __call__(self, pairs: Sequence[PreferencePair]) -> tuple[list[TokenizedPair], list[tuple[int, str]]]:
-        """The usable pairs, and the others' rows with reasons."""
-        usable: list[TokenizedPair] = []
-        unusable: list[tuple[int, str]] = []
-        for first in range(0, len(pairs), AT_ONCE):
-            some, others = self._encode(pairs[first : first + AT_ONCE])
-            usable += some
-            unusable += others
-        return usable, unusable
-
-    def _encode(self, pairs: Sequence[PreferencePair]) -> tuple[list[TokenizedPair], list[tuple[int, str]]]:
-        rendered: list[tuple[PreferencePair, tuple[str, str, str]]] = []
-        usable: list[TokenizedPair] = []
-        unusable: list[tuple[int, str]] = []
-        for pair in pairs:
-            try:
-                rendered.append((pair, self.render(pair)))
-            except UnusableRow as reason:
-                unusable.append((pair.row, str(reason)))
-        # three texts for each pair, spread over threads by the tokenizer; out come as many lists of ids
-        texts = [text for _, of_pair in rendered for text in of_pair]
-        only_ids = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-        encoded = iter(self.tokenizer(texts, verbose=False, **only_ids).input_ids if texts else [])
-        for pair, _ in rendered:
-            try:
-                usable.append(self.assemble(pair, next(encoded), next(encoded), next(encoded)))
-            except UnusableRow as reason:
-                unusable.append((pair.row, str(reason)))
-        return usable, unusable
-
-    def render(self, pair: PreferencePair) -> tuple[str, str, str]:
-        """Turns -> text, three times; UnusableRow where the chat template refuses the turns or rewrites the prompt."""
-        if isinstance(pair.prompt, str):
-            return pair.prompt, pair.chosen, pair.rejected
-        turns = list(pair.prompt)
-        try:
-            prompt = self._apply(turns, generate=True)
-            chosen, rejected = (
-                self._apply([*turns, {"role": "assistant", "content": answer}], generate=False)
-                for answer in (pair.chosen, pair.rejected)
-            )
-        except TemplateError as error:
-            raise UnusableRow(f"the chat template refuses the conversation: {str(error)[:80]}") from error
-        if not (chosen.startswith(prompt) and rejected.startswith(prompt)):
-            raise UnusableRow("the chat template does not continue the prompt")
-        return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
-
-    def assemble(
-        self, pair: PreferencePair, prompt: list[int], chosen: list[int], rejected: list[int]
-    ) -> TokenizedPair:
-        """Lists of ids -> int32 tensors, EOS and BOS in place, truncated; UnusableRow where nothing usable is left."""
-        prompt = prompt if prompt[:1] == self.prefix else self.prefix + prompt
-        if not prompt:
-            raise UnusableRow("no prompt")
-        chosen, rejected = self._end(chosen), self._end(rejected)
-        kept_prompt, kept_answer = kept_lengths(
-            len(prompt), len(chosen), len(rejected), self.max_length, self.min_prompt_length
-        )
-        if kept_prompt < len(prompt) or kept_answer < max(len(chosen), len(rejected)):
-            self.truncated += 1
-        chosen, rejected = chosen[:kept_answer], rejected[:kept_answer]
-        if chosen == rejected:
-            raise UnusableRow("chosen and rejected are the same as tokens, or as far as max_length reaches")
-        if len(self.prefix) < kept_prompt < len(prompt):
-            prompt = self.prefix + prompt[len(prompt) - kept_prompt + len(self.prefix) :]
-        ids = [torch.tensor(part, dtype=torch.int32) for part in (prompt[-kept_prompt:], chosen, rejected)]  # (tokens,)
-        return TokenizedPair(pair.row, ids[0], ids[1], ids[2])
-
-    def _end(self, answer: list[int]) -> list[int]:
-        """The answer up to its last EOS; a template may put a newline behind it. One is added where there is none."""
-        after = len(answer) - answer[::-1].index(self.eos) if self.eos in answer else 0
-        if after and not self.tokenizer.decode(answer[after:]).strip():
-            return answer[:after]
-        return [*answer, self.eos]
-
-    def _apply(self, turns: list[Any], generate: bool) -> str:
-        return self.tokenizer.apply_chat_template(
-            turns, chat_template=self.template, tokenize=False, add_generation_prompt=generate
-        )
+def _chained(pair: TokenizedPair) -> tuple[list[int], list[int]]:
+    prompt = pair.prompt_ids.tolist()
+    return prompt + pair.chosen_ids.tolist(), prompt + pair.rejected_ids.tolist()

@@ -3,8 +3,9 @@ import dataclasses
 import pytest
 from support import pair, random_pairs
 
-from orpo_exp.data.base import SourceData
-from orpo_exp.data.tokenize import PairTokenizer, TokenizedData, kept_lengths, prepare
+from orpo_exp.data.base import DataConfig, SourceData
+from orpo_exp.data.pair_tokenizer import PairTokenizer, kept_lengths
+from orpo_exp.data.tokenize import TokenizedData, prepare
 from orpo_exp.models.tokenizers import bytes_tokenizer
 from orpo_exp.schema import ConfigError, Refused
 from orpo_exp.types import Message, PreferencePair
@@ -136,15 +137,16 @@ def test_unusable_rows_are_counted_with_their_reason_and_none_left_is_an_error(t
     held_out = [PreferencePair(9, "p", "a", "b"), dataclasses.replace(same, row=4)]
     train = [PreferencePair(0, "p", "yes", "no"), same]
     reason = "chosen and rejected are the same as tokens, or as far as max_length reaches"
-    done = prepare(SourceData(train, 2, held_out, {"no prompt": [5]}), tokenizer, 6, 2)
+    short = DataConfig(max_length=6, min_prompt_length=2)
+    done = prepare(SourceData(train, 2, held_out, {"no prompt": [5]}), tokenizer, short)
     assert done.size == 1
     assert done.skipped == {"no prompt": [5], reason: [1], f"in the evaluation data: {reason}": [4]}
-    endless = prepare(SourceData(train, None, held_out), tokenizer, 6, 2)
+    endless = prepare(SourceData(train, None, held_out), tokenizer, short)
     assert endless.skipped == {f"in the evaluation data: {reason}": [4]}
     with pytest.raises(Refused, match="no training pair"):
-        prepare(SourceData([same], 1, held_out), tokenizer, 6, 2)
+        prepare(SourceData([same], 1, held_out), tokenizer, short)
     with pytest.raises(Refused, match="no held-out pair"):
-        prepare(SourceData(train, 2, [same]), tokenizer, 6, 2)
+        prepare(SourceData(train, 2, [same]), tokenizer, short)
 
 
 def mismatched(pairs, train):
