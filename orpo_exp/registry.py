@@ -119,7 +119,9 @@ def import_outside() -> None:
                 raise ConfigError("ORPO_EXP_PATH", str(file), "a name that no other module has", "Rename the file.")
 
 
-def import_modules(package: str, path: Iterable[str]) -> None:
-    """Import every module of a room, so that a new component needs no list to be entered in."""
+def import_modules(package: str, path: Iterable[str], command: str = "") -> None:
+    """Import every module of a room, so that a new component needs no list to be entered in. command: one that is none
+    of its components, but run by `python -m`."""
     for module in pkgutil.iter_modules(path):
-        importlib.import_module(f"{package}.{module.name}")
+        if module.name != command:
+            importlib.import_module(f"{package}.{module.name}")

@@ -22,6 +22,8 @@ FLOORS = (
     ("api",),
     ("__main__", "__init__"),
 )
+# A command that lies in a room, for its name's sake, and is imported by nobody, stands above all.
+COMMANDS = {Path("data/inspect.py"): "__main__"}
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -45,7 +47,8 @@ def test_every_room_has_its_floor():
 def test_no_room_imports_one_above_or_beside_it():
     wrong = []
     for file in PACKAGE.rglob("*.py"):
-        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        place = file.relative_to(PACKAGE)
+        room = COMMANDS.get(place, place.parts[0].removesuffix(".py"))
         for other in rooms_imported(file.read_text()) - {room}:
             if FLOOR_OF[other] >= FLOOR_OF[room]:
                 wrong.append(f"{file.relative_to(PACKAGE)} imports {other}")
