@@ -113,11 +113,12 @@ def figures(
     both = sum(_key(pair) in held for pair in train)
     longer = sum(c > r for c, r in zip(chosen, rejected, strict=True)) / len(train)
     difference = statistics.fmean(c - r for c, r in zip(chosen, rejected, strict=True))
+    average, again = statistics.fmean(whole), sum(lengths["prompt"]) / twice
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, said in {
-        "tokens": f"{sum(whole):,}, {statistics.fmean(whole):,.0f} a pair with its prompt once; {pairs.truncated:,} pairs cut",
+        "tokens": f"{sum(whole):,}, {average:,.0f} a pair with its prompt once; {pairs.truncated:,} pairs cut",
         "padding": f"{1 - twice / padded:.0%} of all, were each answer padded to the longest of its step",
-        "prompts": f"{sum(lengths['prompt']) / twice:.0%} of the rest are prompts a second time, were each answer a row",
+        "prompts": f"{again:.0%} of the rest are prompts a second time, were each answer a row",
         "shared prompts": f"{sum(n > 1 for n in prompts.values()):,} of {len(prompts):,} prompts have several pairs",
         "duplicates": f"{alike:,} pairs are there more than once; {both:,} are held out as well",
         "length bias": f"the chosen answer is the longer one in {longer:.0%}, by {difference:+.1f} tokens on average",
