@@ -55,10 +55,10 @@ REFUSED = [
     ),
     ([*OWN, "data.path=missing.json"], "data.path", "missing.json", "a file or folder that exists"),
     ([*OWN, "data.path=empty.jsonl"], "data.path", "empty.jsonl", "a file with at least two rows"),
-    ([*OWN, "data.path=not.json"], "data.path", "not.json", "preference data"),
-    ([*OWN, "data.path=list.json"], "data.path", "list.json", "rows with"),
+    ([*OWN, "data.path=not.json"], "data.path", "not.json", "at least one usable row"),
+    ([*OWN, "data.path=list.json"], "data.path", "list.json", "at least one usable row"),
     ([*OWN, "data.path=unusable.jsonl"], "data.path", "unusable.jsonl", "at least one usable row"),
-    ([*OWN, "data.path=columns.jsonl"], "data.path", "columns.jsonl", "`chosen`, `rejected`"),
+    ([*OWN, "data.path=columns.jsonl"], "data.path", "columns.jsonl", "trl (chosen, rejected, prompt)"),
     ([*OWN, "data.path=one.jsonl"], "data.eval_size", "0.1", "leaves pairs to train on"),
     ([*OWN, "data.path=photo.png"], "data.path", "photo.png", ".jsonl"),
 ]
@@ -111,7 +111,7 @@ def test_one_point_whose_data_cannot_be_read_refuses_a_sweep(files, tmp_path, ca
 def planned(monkeypatch) -> list[Plan]:
     """The plans of the sweeps that are given, none of which is carried out."""
     plans: list[Plan] = []
-    monkeypatch.setattr("orpo_exp.cli.carry_out", lambda plan, folder, launcher: plans.append(plan) or 0)
+    monkeypatch.setattr("orpo_exp.cli.carry_out", lambda plan, *others: plans.append(plan) or 0)
     return plans
 
 
