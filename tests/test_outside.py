@@ -51,6 +51,7 @@ def outside(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_loss_from_outside_runs_is_swept_and_is_checked(outside, tmp_path):
     """In processes of their own: a registry outlives a test."""
     environment = os.environ | {"ORPO_EXP_PATH": str(outside), "OMP_NUM_THREADS": "1"}

@@ -84,27 +84,27 @@ def test_where_a_token_reaches_over_the_end_of_the_prompt_it_goes_with_the_answe
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_truncation_holds_for_every_kind(tokenizer, whole):
-    rng = random.Random(1)
-    for pair in random_pairs(1000, 40):
+    rng, pairs = random.Random(1), random_pairs(1000, 40)
+    whole_ones = {pair.row: pair for pair in PairTokenizer(tokenizer, 10_000, 1, whole)(pairs)[0]}
+    bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    for first in range(0, 1000, 20):
+        some = pairs[first : first + 20]
         floor = rng.randint(2, 20)  # with a single one, the prompt's last token stays, not BOS
         most = rng.randint(floor + 2, 60)
-        usable, unusable = PairTokenizer(tokenizer, most, floor, whole)([pair])
-        (full,), _ = PairTokenizer(tokenizer, 10_000, 1, whole)([pair])
-        if unusable:
-            reason = unusable[0][1]
-            assert "as far as max_length reaches" in reason
-            continue
-        (cut,) = usable
-        assert len(cut.prompt_ids) > 0
-        bos = full.prompt_ids[:1].tolist() if tokenizer.bos_token_id is not None else []
-        kept = cut.prompt_ids.tolist()[len(bos) :]
-        assert cut.prompt_ids.tolist()[: len(bos)] == bos
-        assert not kept or full.prompt_ids.tolist()[-len(kept) :] == kept
-        for ours, theirs in ((cut.chosen_ids, full.chosen_ids), (cut.rejected_ids, full.rejected_ids)):
-            assert 0 < len(ours) <= len(theirs)
-            assert len(cut.prompt_ids) + len(ours) <= most
-            assert ours.tolist() == theirs.tolist()[: len(ours)]
-            assert (ours[-1] == tokenizer.eos_token_id) == (len(ours) == len(theirs))
+        usable, unusable = PairTokenizer(tokenizer, most, floor, whole)(some)
+        assert all("as far as max_length reaches" in reason for _, reason in unusable)
+        assert len(usable) + len(unusable) == 20
+        for cut in usable:
+            full = whole_ones[cut.row]
+            assert len(cut.prompt_ids) > 0
+            assert cut.prompt_ids.tolist()[: len(bos)] == bos
+            kept = cut.prompt_ids.tolist()[len(bos) :]
+            assert full.prompt_ids.tolist()[len(full.prompt_ids) - len(kept) :] == kept
+            for ours, theirs in ((cut.chosen_ids, full.chosen_ids), (cut.rejected_ids, full.rejected_ids)):
+                assert 0 < len(ours) <= len(theirs)
+                assert len(cut.prompt_ids) + len(ours) <= most
+                assert ours.tolist() == theirs.tolist()[: len(ours)]
+                assert (ours[-1] == tokenizer.eos_token_id) == (len(ours) == len(theirs))
 
 
 def source(pairs) -> SourceData:
