@@ -14,6 +14,8 @@ A run is composed from one option of each group below; `group=option` chooses, `
       learn the toy task on this machine in a minute or two; nothing is downloaded
   python -m orpo_exp +experiment=orpo data=json data.path=pairs.jsonl model=hf model.path=Qwen/Qwen2.5-0.5B
       ORPO on your own preference pairs and a pretrained model
+  python -m orpo_exp +experiment=orpo data=ultrafeedback_binarized model=qwen2.5_0.5b
+      the same with a data set and a model that have a name of their own
   python -m orpo_exp +experiment=quickstart loss.lam=0.5 optimizer.lr=2e-3 seed=1
       change values
   python -m orpo_exp +experiment=quickstart processes=2
