@@ -186,7 +186,7 @@ def test_a_set_of_its_form_is_read_and_tokenized(data, tmp_path):
         assert pairs[0].prompt == asked(0)[0]  # nothing before it where the system message is empty
 
     tokenizer = bytes_tokenizer()
-    tokens = prepare(read, tokenizer, config.data.max_length, config.data.min_prompt_length)
+    tokens = prepare(read, tokenizer, config.data)
     assert (tokens.size, len(tokens.held_out), tokens.truncated) == (read.size, len(read.held_out), 0)
     pair = {pair.row: pair for pair in [*tokens.held_out, *tokens.train(range(read.size))]}[1]
     ends = {"assistant": "<eos>"}
