@@ -160,23 +160,14 @@ def _usable(
                 kept.setdefault(place + reason, []).extend(numbers)
         first += counted.number
     if not pairs:
-        raise ConfigError(
-            key,
-            given,
-            "data with at least one usable row",
-            f"It has none ({_told_of(broken | skipped) or 'no row at all'}).",
-        )
+        found_none = f"It has none ({_told_of(broken | skipped) or 'no row at all'})."
+        raise ConfigError(key, given, "data with at least one usable row", found_none)
     unreadable = sum(map(len, broken.values()))
-    if unreadable > max(
-        config.max_skipped * first, config.max_skipped > 0
-    ):  # one costs itself only, however few there are
+    let_pass = max(config.max_skipped * first, config.max_skipped > 0)  # a single one costs itself only
+    if unreadable > let_pass:
         allowed = f"data of whose rows at most a share of data.max_skipped={config.max_skipped:g} is broken"
-        raise ConfigError(
-            key,
-            given,
-            allowed,
-            f"Of its {first} rows {unreadable} are: {_told_of(broken)}. Mend them, or raise data.max_skipped.",
-        )
+        do = f"Of its {first} rows {unreadable} are: {_told_of(broken)}. Mend them, or raise data.max_skipped."
+        raise ConfigError(key, given, allowed, do)
     told = [f"{form} in {count} files" if len(parts) > 1 else form for form, count in forms.items()]
     return Usable(pairs, broken | skipped, ", ".join(told))
 
