@@ -37,9 +37,11 @@ def said(folder: Path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize(
-    "loss", [pytest.param(name, marks=pytest.mark.versions if name == "orpo" else ()) for name in LOSSES]
-)
+# those that ask for no more than others do are among the slow ones
+MARKS = {"orpo": pytest.mark.versions, "dpo": pytest.mark.slow, "simpo": pytest.mark.slow}
+
+
+@pytest.mark.parametrize("loss", [pytest.param(name, marks=MARKS.get(name, ())) for name in LOSSES])
 def test_every_layout_has_the_same_curve(run, pairs_file, loss):
     padded = run(*BASE, *LOSSES[loss], "layout=padded", "train.micro_batch_size=8", folder="padded")
     exact = terms(padded)
