@@ -11,9 +11,9 @@ from omegaconf import MISSING
 from typing_extensions import override
 
 from orpo_exp.data.base import DATA, IN_EVALUATION, DataConfig, Source, SourceData
-from orpo_exp.data.forms import AUTO, COLUMNS, FORMS, NoForm, pairs_of
+from orpo_exp.data.forms import AUTO, FORMS, NoForm, pairs_of
 from orpo_exp.data.reading import PACKED, READERS, Broken, Row, check_encoding, kind, read
-from orpo_exp.schema import ConfigError, Refused, setting
+from orpo_exp.schema import ConfigError, Refused, Settings, setting
 from orpo_exp.types import PreferencePair
 
 
@@ -27,13 +27,29 @@ class Usable:
 
 
 @dataclass
+class Columns(Settings):
+    """The data's columns by the names that forms have, where they differ. system: a system message, which is read only
+    where it is named."""
+
+    prompt: str | None = setting(None, as_before=None)
+    conversations: str | None = setting(None, as_before=None)
+    context: str | None = setting(None, as_before=None)
+    chosen: str | None = setting(None, as_before=None)
+    rejected: str | None = setting(None, as_before=None)
+    completions: str | None = setting(None, as_before=None)
+    completion: str | None = setting(None, as_before=None)
+    label: str | None = setting(None, as_before=None)
+    system: str | None = setting(None, as_before=None)
+
+
+@dataclass
 class FileConfig(DataConfig):
-    """path: where the rows are. form: how, see forms.py; columns: theirs by the names that forms have. eval_size: held
+    """path: where the rows are. form: how, see forms.py; columns: see Columns. eval_size: held
     out, below 1 a share of the rows, from 1 on a number of pairs. max_skipped: the share of rows that may be broken."""
 
     path: str = MISSING
     form: str = setting(AUTO, as_before=AUTO)
-    columns: dict[str, str] = field(default_factory=dict, metadata={"as_before": {}})
+    columns: Columns = field(default_factory=Columns, metadata={"as_before": Columns()})
     eval_size: float = setting(0.1, gt=0)
     max_skipped: float = setting(0.1, ge=0, le=1, affects_numbers=False)
 
@@ -41,9 +57,6 @@ class FileConfig(DataConfig):
         super().__post_init__()
         if self.form not in (AUTO, *FORMS):
             raise ConfigError("form", self.form, ", ".join((AUTO, *FORMS)), "Choose one of these.")
-        if unknown := sorted(self.columns.keys() - COLUMNS):
-            do = "They are on the left, the data's own on the right: {prompt: question}."
-            raise ConfigError("columns", unknown[0], f"names that forms have: {', '.join(sorted(COLUMNS))}", do)
 
 
 @DATA.register("json")
@@ -142,15 +155,16 @@ def _usable(
     broken: dict[str, list[int]] = {}
     skipped: dict[str, list[int]] = {}
     forms: dict[str, int] = {}
+    columns = {name: of for name, of in vars(config.columns).items() if of is not None}
     first = 0
     for name, rows in parts:
         counted = Counted(rows)
         try:
-            form, found = pairs_of(counted, config.form, config.columns, seed)
+            form, found = pairs_of(counted, config.form, columns, seed)
         except NoForm as none:
             wanted = f"rows of form {config.form}" if config.form != AUTO else "rows in a form that is known"
             allowed = f"{wanted}: {_told(config.form)}"
-            do = f"{name} has the {none}. Name those that are meant: data.columns={{chosen: ...}}, say."
+            do = f"{name} has the {none}. Name those that are meant: data.columns.chosen=..., say."
             raise ConfigError(key, given, allowed, do) from None
         forms[form] = forms.get(form, 0) + 1
         place = f"{name}: " if len(parts) > 1 else ""

@@ -181,10 +181,6 @@ FORMS: Mapping[str, Form] = {
 }
 
 
-# what data.columns may name
-COLUMNS = {"prompt", "conversations", "context", "chosen", "rejected", "completions", "completion", "label", "system"}
-
-
 def recognised(columns: set[str], first: Row) -> str | None:
     """The name of the form of rows with these columns, of which this is the first; None for none."""
     return next((name for name, form in FORMS.items() if form.has_columns(columns) and form.looks(first)), None)

@@ -1,7 +1,9 @@
 """The forms of rows, each by hand, and what is recognised as which."""
 
 import pytest
+from hydra.errors import ConfigCompositionException
 
+from orpo_exp.composition import check, compose
 from orpo_exp.data.forms import AUTO, NoForm, pairs_of
 from orpo_exp.types import PreferencePair
 
@@ -141,3 +143,13 @@ def test_text_that_is_none_is_broken_not_skipped():
     assert not found.pairs
     assert not found.skipped
     assert list(found.broken.values()) == [[0]]
+
+
+def test_columns_are_named_on_the_command_line_and_a_name_that_no_form_has_is_refused():
+    given = ["+experiment=orpo", "model=tiny", "data.path=x.jsonl"]
+    order = check(compose([*given, "data.columns={prompt: question}", "data.columns.chosen=better"], None), given)
+    assert (order.config.data.columns.prompt, order.config.data.columns.chosen) == ("question", "better")
+    plain = check(compose(given, None), given)
+    assert order.config.config_hash != plain.config.config_hash
+    with pytest.raises(ConfigCompositionException, match=r"data\.columns\.promt"):
+        compose([*given, "data.columns.promt=question"], None)
