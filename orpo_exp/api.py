@@ -138,8 +138,9 @@ def run(
 ) -> Run:
     """Run what `compose` gave, or what it would give for these arguments; once it has ended, what came of it.
 
-    A run that has completed in its folder already is not run again. callback: called with step, split and metrics as
-    they are logged; what it raises is told once and ends no training. Raises ValueError for what is refused,
+    A run that has completed in its folder already is not run again. With several processes a script keeps its own
+    statements behind `if __name__ == "__main__"`, for each of them imports it. callback: called with step, split and
+    metrics as they are logged; what it raises is told once and ends no training. Raises ValueError for what is refused,
     RuntimeError for a run that failed.
     """
     from orpo_exp.experiment import COMPLETED, FAILED, REFUSED, run_rank
