@@ -29,7 +29,7 @@ LOSSES = {
 WAYS = {  # overrides, losses
     "zero1": (["plugin=zero1"], ["orpo"]),
     "zero2": (["plugin=zero2"], ["orpo", "dpo", "nf4", "int8"]),
-    "ddp x2": (["plugin=ddp"], ["orpo", "dpo", "nf4", "int8"]),
+    "ddp x2": (["plugin=ddp"], ["orpo", "dpo"]),
     "ddp x2 in micro-batches of 1": (["plugin=ddp", "layout=shared_prefix", "train.micro_batch_size=1"], ["orpo"]),
     "pp2": (["plugin=hybrid", "plugin.pp_size=2", "train.micro_batch_size=2"], ["orpo", "dpo", "nf4"]),
     "dp2": (["plugin=hybrid"], ["orpo"]),
