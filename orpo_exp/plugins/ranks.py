@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -149,7 +151,7 @@ class Ranks:
         """The most memory a rank has held: of the device, or of the process on a CPU; the largest over all ranks."""
         if self.device.type == "cuda":
             return self.largest(torch.cuda.max_memory_allocated(self.device))
-        return self.largest(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+        return self.largest(most_held())
 
     def _from_all(self, values: Tensor) -> list[Tensor]:
         values = values.to(self.device)
@@ -160,6 +162,13 @@ class Ranks:
         gathered = [torch.empty_like(padded) for _ in range(self.world_size)]
         dist.all_gather(gathered, padded)
         return [part[: int(size)].cpu() for part, size in zip(gathered, sizes, strict=True)]
+
+
+def most_held() -> int:
+    """The most memory that this process has held, in bytes. By itself getrusage also counts what the process held that
+    started this one."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
+    return 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 @contextmanager

@@ -32,6 +32,7 @@ def test_a_reference_that_is_the_beginning_takes_no_memory_and_a_checkpoint_is_s
     growth = {name: peak - peaks["tiny"] for name, peak in peaks.items()}
     assert growth["orpo"] > 0.9 * size
     assert growth["base"] <= 1.05 * growth["orpo"]
-    assert growth["frozen"] >= 1.5 * growth["base"]
+    # a second model shows, if not all of it: to load the first one took a part of that room already
+    assert growth["frozen"] >= growth["base"] + 0.5 * size
     checkpoint = tmp_path / "orpo" / "checkpoints" / "step-00000002"
     assert sum(file.stat().st_size for file in checkpoint.iterdir()) < 0.05 * size
