@@ -19,6 +19,7 @@ from orpo_exp.data.rows import (
     as_pair,
     is_text,
     parse_row,
+    split_shared_text,
     split_shared_turns,
     text_or_turns,
 )
@@ -69,8 +70,11 @@ def with_prompt(column: str) -> Callable[[int, Row, int], PreferencePair]:
 
 
 def parse_implicit(number: int, row: Row, seed: int) -> PreferencePair:
-    """A row with nothing but both answers, each with the prompt before it."""
-    return parse_row(number, {name: row.get(name) for name in ("chosen", "rejected", "system")})
+    """A row with nothing but both answers, each with the prompt before it: what both begin with, as in TRL."""
+    chosen, rejected, system = (row.get(name) for name in ("chosen", "rejected", "system"))
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        return as_pair(number, *split_shared_text(chosen, rejected), system)
+    return parse_row(number, {"chosen": chosen, "rejected": rejected, "system": system})
 
 
 def transcripts(number: int, row: Row, seed: int) -> PreferencePair:

@@ -6,8 +6,7 @@
 
 The first is a string or a list of turns, the answers a string, one turn or a list of turns. A turn is
 {"role" or "from": who, "content" or "value": text}. Answers given as whole conversations share their first turns, which
-are the prompt then; the prompt may be missing in that case. Answers given as text without a prompt are whole texts: the
-prompt is what both begin with, as in TRL.
+are the prompt then; the prompt may be missing in that case.
 """
 
 from collections.abc import Mapping
@@ -40,8 +39,6 @@ def parse_row(number: int, row: Mapping[str, Any]) -> PreferencePair:
     chosen, rejected = (text_or_turns(row.get(side), side) for side in ("chosen", "rejected"))
     if not isinstance(chosen, str) or not isinstance(rejected, str):
         prompt, chosen, rejected = split_shared_turns(prompt, chosen, rejected)
-    elif column is None:
-        prompt, chosen, rejected = _split_shared_text(chosen, rejected)
     return as_pair(number, prompt, chosen, rejected, row.get("system"))
 
 
@@ -119,7 +116,7 @@ def split_shared_turns(
     return turns, chosen[shared]["content"], rejected[shared]["content"]
 
 
-def _split_shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
+def split_shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:
     """What two texts begin with, and what remains of each. A space before the parting goes with the answers."""
     shared = next((i for i, (a, b) in enumerate(zip(chosen, rejected, strict=False)) if a != b), 0)
     shared -= chosen[shared - 1 : shared] == " "

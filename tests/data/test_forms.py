@@ -153,3 +153,13 @@ def test_columns_are_named_on_the_command_line_and_a_name_that_no_form_has_is_re
     assert order.config.config_hash != plain.config.config_hash
     with pytest.raises(ConfigCompositionException, match=r"data\.columns\.promt"):
         compose([*given, "data.columns.promt=question"], None)
+
+
+def test_a_row_that_lacks_its_prompt_has_none_however_alike_its_answers_begin():
+    rows = [
+        {"prompt": "Hi", "chosen": "Well, hello!", "rejected": "Well, what?"},
+        {"prompt": None, "chosen": "Well, hello!", "rejected": "Well, what?"},
+    ]
+    found = pairs_of(rows, AUTO, {}, seed=0)[1]
+    assert [pair.row for pair in found.pairs] == [0]
+    assert found.skipped == {"no prompt": [1]}
