@@ -99,10 +99,6 @@ class PairTokenizer:
                 unusable.append((pair.row, str(reason)))
         return usable, unusable
 
-    def fresh(self) -> "PairTokenizer":
-        """The same, whose counts stand at 0."""
-        return PairTokenizer(self.tokenizer, self.max_length, self.min_prompt_length, self.whole, self.template)
-
     def _apart_ids(self, rendered: Sequence[tuple[str, str, str]]) -> list[Ids]:
         """Prompt and answers as lists of ids, each tokenized by itself."""
         ids = iter(self._tokenized([text for texts in rendered for text in texts]).input_ids if rendered else [])

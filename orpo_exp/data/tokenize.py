@@ -118,7 +118,7 @@ def prepare(data: SourceData, tokenizer: Any, config: DataConfig) -> TokenizedDa
         if not pairs:
             raise Refused(f"no training pair is usable as tokens: {unusable[:5]}")
         train, size = lambda positions: [pairs[p] for p in positions], len(pairs)
-    tell_of_seams(encode, data.held_out)
+    tell_of_seams(encode, data.held_out, held_out)
     return TokenizedData(train, size, held_out, texts, skipped, encode.truncated, config.max_length, data.form)
 
 
@@ -130,16 +130,18 @@ def training_texts(data: SourceData, limit: int = 20_000) -> Iterator[str]:
         yield from (pair.chosen, pair.rejected)
 
 
-def tell_of_seams(encode: "PairTokenizer", pairs: Sequence[PreferencePair], most: int = 200) -> None:
+def tell_of_seams(
+    encode: PairTokenizer, pairs: Sequence[PreferencePair], tokenized: Sequence[TokenizedPair], most: int = 200
+) -> None:
     """Say how many pairs have tokens that reach over the end of the prompt; or, where prompt and answers are tokenized
-    apart, how many of some pairs would have other tokens as whole texts."""
+    apart, how many of some pairs would have other tokens as whole texts. tokenized: the usable ones of the pairs."""
     if encode.whole:
         log.info("%d pairs are parted before the end of their prompt, for a token reaches over it", encode.moved)
         return
     whole = PairTokenizer(encode.tokenizer, encode.max_length, encode.min_prompt_length, True, encode.template)
     some = pairs[:most]
-    apart, joint = ({pair.row: _chained(pair) for pair in of(some)[0]} for of in (encode.fresh(), whole))
-    other = sum(apart[row] != joint[row] for row in apart.keys() & joint.keys())
+    joint = {pair.row: _chained(pair) for pair in whole(some)[0]}
+    other = sum(_chained(pair) != joint[pair.row] for pair in tokenized[:most] if pair.row in joint)
     if other:
         log.info("%d of %d held-out pairs have other tokens as whole texts: data.whole_text", other, len(some))
 
