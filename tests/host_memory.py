@@ -1,7 +1,6 @@
 """How much of the host's memory ranks take to start, up to the first step: peaks, as Linux counts them."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from support import order_of, uneven_rows
 from orpo_exp import experiment
 from orpo_exp.models.tokenizers import bytes_tokenizer
 from orpo_exp.plugins import Place
-from orpo_exp.plugins.ranks import join_process_group
+from orpo_exp.plugins.ranks import join_process_group, most_held
 from orpo_exp.runs.order import RunOrder
 
 BASE = (
@@ -62,7 +61,7 @@ def start(place: Place, orders: Sequence[RunOrder], folder: Path) -> int:
     peaks, report = [], experiment.report
 
     def end(*_: Any) -> None:
-        peaks.append(int(re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[0]) * 1024)
+        peaks.append(most_held())
         raise SystemExit
 
     experiment.report = end
