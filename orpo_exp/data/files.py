@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -158,9 +158,8 @@ def _usable(
     columns = {name: of for name, of in vars(config.columns).items() if of is not None}
     first = 0
     for name, rows in parts:
-        counted = Counted(rows)
         try:
-            form, found = pairs_of(counted, config.form, columns, seed)
+            form, found = pairs_of(rows, config.form, columns, seed)
         except NoForm as none:
             wanted = f"rows of form {config.form}" if config.form != AUTO else "rows in a form that is known"
             allowed = f"{wanted}: {_told(config.form)}"
@@ -172,7 +171,7 @@ def _usable(
         for kept, of in ((broken, found.broken), (skipped, found.skipped)):
             for reason, numbers in of.items():
                 kept.setdefault(place + reason, []).extend(numbers)
-        first += counted.number
+        first += found.rows
     if not pairs:
         found_none = f"It has none ({_told_of(broken | skipped) or 'no row at all'})."
         raise ConfigError(key, given, "data with at least one usable row", found_none)
@@ -184,18 +183,6 @@ def _usable(
         raise ConfigError(key, given, allowed, do)
     told = [f"{form} in {count} files" if len(parts) > 1 else form for form, count in forms.items()]
     return Usable(pairs, broken | skipped, ", ".join(told))
-
-
-class Counted:
-    """Rows, and how many of them have been drawn."""
-
-    def __init__(self, rows: Iterable[Row | Broken]) -> None:
-        self.rows, self.number = rows, 0
-
-    def __iter__(self) -> Iterator[Row | Broken]:
-        for row in self.rows:
-            self.number += 1
-            yield row
 
 
 def _told(form: str) -> str:

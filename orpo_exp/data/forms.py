@@ -35,12 +35,13 @@ LOOKED_AT = 100  # rows that say which columns there are
 
 @dataclass
 class Found:
-    """What rows come to. pairs: the usable ones. The numbers of the others, by reason; broken: of those that did not
+    """What so many rows come to. pairs: the usable ones. The numbers of the others, by reason; broken: of those that did not
     come as they were written, skipped: of those that make no pair."""
 
     pairs: list[PreferencePair]
     broken: dict[str, list[int]]
     skipped: dict[str, list[int]]
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,7 @@ def pairs_of(rows: Iterable[Row | Broken], form: str, columns: Mapping[str, str]
     assert name is not None
     of, found, parts = FORMS[name], Found([], {}, {}), []
     for number, row in enumerate(chain(first, seen)):
+        found.rows = number + 1
         try:
             if isinstance(row, Broken):
                 raise Unreadable(row.why)
