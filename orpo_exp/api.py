@@ -19,7 +19,9 @@ from orpo_exp.cli import carry_out, planned_sweep, preflight
 from orpo_exp.composition import check, chosen_launcher
 from orpo_exp.composition import compose as composed_by_hydra
 from orpo_exp.losses import LOSSES, Loss
+from orpo_exp.losses.base import counts_of
 from orpo_exp.plugins import torchrun_place
+from orpo_exp.plugins.pieces import hash_of
 from orpo_exp.registry import import_outside
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.runs.resuming import has_work
@@ -29,7 +31,7 @@ from orpo_exp.sweeps.summary import write_summary
 from orpo_exp.sweeps.sweep_file import read_sweep
 from orpo_exp.tracking import Tracker, TrackerConfig
 from orpo_exp.tracking.jsonl import FILE, read_metrics
-from orpo_exp.types import Counts, LossOutput, PairLogps, TokenLogps
+from orpo_exp.types import LossOutput, PairLogps, TokenLogps
 from orpo_exp.user_errors import ComposeError, explain
 
 if TYPE_CHECKING:
@@ -206,14 +208,7 @@ def loss(name: str, **settings: Any) -> Callable[..., LossOutput]:
     made: Loss = LOSSES.build(compose("+experiment=quickstart", "lam_schedule=constant", *overrides).config.loss)
 
     def of(policy: PairLogps, reference: PairLogps | None = None, weight: float | None = None) -> LossOutput:
-        scored = {span: int(of.lengths.sum()) for span, of in vars(policy).items() if of is not None}
-        counts = Counts(
-            pairs=len(policy.chosen.lengths),
-            chosen_tokens=scored["chosen"],
-            rejected_tokens=scored["rejected"],
-            prompt_tokens=scored.get("prompt", 0),
-        )
-        return made(policy, reference, made.weight if weight is None else weight, counts)
+        return made(policy, reference, made.weight if weight is None else weight, counts_of(policy))
 
     return of
 
@@ -249,11 +244,8 @@ def _on_disk(
     if (model is None) != (tokenizer is None):
         raise Refused("a model without its tokenizer, or the reverse, was given; give both")
     if model is not None:
-        digest = hashlib.sha256(model.config.to_json_string().encode())
-        for name, of in model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(of.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-        folder = GIVEN / f"model-{digest.hexdigest()[:16]}"
+        content = model.config.to_json_string() + hash_of(model.state_dict().items())
+        folder = GIVEN / f"model-{hashlib.sha256(content.encode()).hexdigest()[:16]}"
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         overrides += ["model=hf", f"model.path={folder}"]

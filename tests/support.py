@@ -22,7 +22,7 @@ import torch.distributed as dist
 from orpo_exp.composition import check, compose
 from orpo_exp.plugins import Place, start_ranks
 from orpo_exp.runs.order import RunOrder
-from orpo_exp.types import Counts, PairLogps, TokenizedPair, TokenLogps
+from orpo_exp.types import TokenizedPair, TokenLogps
 
 WORDS = ("red", "blue", "green", "tiny", "house", "walks", "sings", "over", "the")
 
@@ -44,16 +44,6 @@ def span(*pairs: Sequence[float]) -> TokenLogps:
     """TokenLogps of hand-written log-probabilities, one sequence per pair, in float64 so that nothing is rounded."""
     values = torch.tensor([value for pair in pairs for value in pair], dtype=torch.float64, requires_grad=True)
     return TokenLogps(values, torch.tensor([len(pair) for pair in pairs], dtype=torch.int64))
-
-
-def counts_of(logps: PairLogps) -> Counts:
-    """The counts of a batch that these log-probabilities are the whole of."""
-    return Counts(
-        pairs=len(logps.chosen.lengths),
-        chosen_tokens=int(logps.chosen.lengths.sum()),
-        rejected_tokens=int(logps.rejected.lengths.sum()),
-        prompt_tokens=int(logps.prompt.lengths.sum()) if logps.prompt else 0,
-    )
 
 
 def pair(row: int, prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> TokenizedPair:

@@ -35,8 +35,8 @@ LOOKED_AT = 100  # rows that say which columns there are
 
 @dataclass
 class Found:
-    """What so many rows come to. pairs: the usable ones. The numbers of the others, by reason; broken: of those that did not
-    come as they were written, skipped: of those that make no pair."""
+    """What rows come to. pairs: the usable ones. The numbers of the others, by reason; broken: of those that did not
+    come as they were written, skipped: of those that make no pair. rows: how many there were."""
 
     pairs: list[PreferencePair]
     broken: dict[str, list[int]]

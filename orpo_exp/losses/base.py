@@ -109,6 +109,16 @@ class Loss(ABC):
         """
 
 
+def counts_of(logps: PairLogps) -> Counts:
+    """The counts of a batch that these log-probabilities are the whole of."""
+    return Counts(
+        pairs=len(logps.chosen.lengths),
+        chosen_tokens=int(logps.chosen.lengths.sum()),
+        rejected_tokens=int(logps.rejected.lengths.sum()),
+        prompt_tokens=int(logps.prompt.lengths.sum()) if logps.prompt else 0,
+    )
+
+
 def smoothed_logistic(margin: Tensor, smoothing: float) -> Tensor:
     """-(1 - smoothing) log sigmoid(margin) - smoothing log sigmoid(-margin), elementwise.
 

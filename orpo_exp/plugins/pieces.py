@@ -236,13 +236,18 @@ def gathered(ranks: Ranks, held: Sequence[Held]) -> Iterator[tuple[str, Tensor]]
             yield name, whole
 
 
-def digest(ranks: Ranks, tensors: Iterable[tuple[str, Tensor]]) -> str:
-    """A hexadecimal hash, on every rank, of what `gathered` gives."""
+def hash_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """A hexadecimal SHA-256 of tensors and their names, in their order, wherever they lie."""
     hashed = hashlib.sha256()
-    for name, whole in tensors:
+    for name, tensor in tensors:
         hashed.update(name.encode())
-        hashed.update(whole.contiguous().view(torch.uint8).numpy().tobytes())
-    return ranks.exchange(hashed.hexdigest())[0]
+        hashed.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return hashed.hexdigest()
+
+
+def digest(ranks: Ranks, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """The hash, on every rank, of what `gathered` gives."""
+    return ranks.exchange(hash_of(tensors))[0]
 
 
 def save_config(model: Any, folder: Path) -> None:

@@ -1,6 +1,5 @@
 """Parts for plugins whose ranks each hold a whole model: scoring, sampling, hashing, saving it."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from orpo_exp.plugins.base import Objective
-from orpo_exp.plugins.pieces import Held, Piece, save_config
+from orpo_exp.plugins.pieces import Held, Piece, hash_of, save_config
 from orpo_exp.plugins.precision import LossScale, autocast, buffers_kept
 from orpo_exp.plugins.ranks import Ranks
 from orpo_exp.plugins.state import load_optimizer_tensors, load_own, optimizer_tensors, save_own
@@ -118,11 +117,7 @@ class WholeModel:
 
     def digest(self) -> str:
         """A hexadecimal hash of the weights."""
-        digest = hashlib.sha256()
-        for name, parameter in self.model.named_parameters():
-            digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        return hash_of(self.model.named_parameters())
 
     def save_config(self, folder: Path) -> None:
         """Write config.json in Hugging Face's form."""

@@ -1,11 +1,11 @@
 from dataclasses import replace
 
 import pytest
-from support import counts_of, span
+from support import span
 
 from orpo_exp import metrics
 from orpo_exp.cli import check, compose
-from orpo_exp.losses.base import LOSSES, LossConfig, Scope
+from orpo_exp.losses.base import LOSSES, LossConfig, Scope, counts_of
 from orpo_exp.losses.combined import Combined
 from orpo_exp.losses.cpo import CPO
 from orpo_exp.losses.dpo import DPO, DPOHinge, DPONorm

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import counts_of, span
+from support import span
 
 from orpo_exp.losses import LOSSES, Loss, Scope
-from orpo_exp.losses.base import smoothed_logistic
+from orpo_exp.losses.base import counts_of, smoothed_logistic
 from orpo_exp.losses.cpo import CPO, SLiC
 from orpo_exp.losses.rrhf import RRHF
 from orpo_exp.losses.simpo import AlphaPO, CPOSimPO, SimPO

@@ -10,10 +10,11 @@ import pytest
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
-from support import counts_of, span
+from support import span
 
 from orpo_exp.cli import compose
 from orpo_exp.losses import LOSSES, Loss
+from orpo_exp.losses.base import counts_of
 from orpo_exp.types import LossOutput, PairLogps, TokenLogps
 
 # benchmarks/trl_dpo_losses.py --json

@@ -8,9 +8,10 @@ import pytest
 import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
-from support import counts_of, span
+from support import span
 
 from orpo_exp.losses import LOSSES, Loss, Scope
+from orpo_exp.losses.base import counts_of
 from orpo_exp.losses.dpo_base import FDivergence, divergence_score, tail_weighed, wpo_weight
 from orpo_exp.schema import ConfigError
 from orpo_exp.types import LossOutput, Need, PairLogps, TokenLogps

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from support import counts_of, span
+from support import span
 
 from orpo_exp.losses import Scope
+from orpo_exp.losses.base import counts_of
 from orpo_exp.losses.kto import KTO
 from orpo_exp.types import LossOutput, Need, PairLogps, TokenLogps
 

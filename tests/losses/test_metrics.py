@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from support import counts_of, order_of, span
+from support import order_of, span
 
 from orpo_exp.losses import LOSSES, Loss
-from orpo_exp.losses.base import LossConfig, reward_metrics
+from orpo_exp.losses.base import LossConfig, counts_of, reward_metrics
 from orpo_exp.metrics import LOGPS, REWARDS, Metric
 from orpo_exp.types import LossOutput, PairLogps, TokenLogps
 

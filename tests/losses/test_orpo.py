@@ -2,8 +2,9 @@ import math
 
 import pytest
 import torch
-from support import counts_of, span
+from support import span
 
+from orpo_exp.losses.base import counts_of
 from orpo_exp.losses.nll import NLLTokens
 from orpo_exp.losses.orpo import ORPO, log_odds
 from orpo_exp.types import LossOutput, PairLogps

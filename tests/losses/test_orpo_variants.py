@@ -6,10 +6,11 @@ import math
 
 import pytest
 import torch
-from support import counts_of, span
+from support import span
 
 from orpo_exp.cli import check, compose
 from orpo_exp.losses import LOSSES, Scope
+from orpo_exp.losses.base import counts_of
 from orpo_exp.losses.nll import NLLAverage, NLLTokens
 from orpo_exp.losses.orpo import ORPO, Average, Odds, log_odds
 from orpo_exp.types import LossOutput, PairLogps

@@ -1,8 +1,9 @@
 """RRHF by hand; what holds for the whole family is in test_cpo_family.py."""
 
 import pytest
-from support import counts_of, span
+from support import span
 
+from orpo_exp.losses.base import counts_of
 from orpo_exp.losses.rrhf import RRHF
 from orpo_exp.types import PairLogps
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
-from support import counts_of, span
+from support import span
 
 from orpo_exp.losses import Scope
+from orpo_exp.losses.base import counts_of
 from orpo_exp.losses.nll import NLLAverage, NLLTokens
 from orpo_exp.losses.orpo import ORPO
 from orpo_exp.losses.sft import SFT

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from support import counts_of, span
+from support import span
 
 from orpo_exp.losses import Loss
+from orpo_exp.losses.base import counts_of
 from orpo_exp.losses.simpo import LINEAR_ABOVE, AlphaPO, CPOSimPO, SimPO, shaped
 from orpo_exp.types import PairLogps
 
