@@ -22,6 +22,7 @@ class Metric:
     level: a height worth knowing, and its name.
     definition: how it is computed, where one name means different things in different runs: only where these are equal
     can two runs be compared by it.
+    bounds: the least and the most that it can be, None for neither; an interval may reach beyond.
     """
 
     label: str
@@ -29,22 +30,29 @@ class Metric:
     good: Direction | None = None
     level: tuple[float, str] | None = None
     definition: str = ""
+    bounds: tuple[float | None, float | None] = (None, None)
 
 
+SHARE = (0.0, 1.0)
 LOSS = Metric("loss", good=Direction.min)
 REWARDS = {
     "rewards/chosen": Metric("reward of the chosen answers"),
     "rewards/rejected": Metric("reward of the rejected answers"),
     "rewards/margin": Metric("reward of the chosen less the rejected answer", good=Direction.max, level=(0.0, "")),
     "rewards/accuracy": Metric(
-        "share of pairs with the chosen answer's reward ahead", good=Direction.max, level=(0.5, "chance")
+        "share of pairs with the chosen reward ahead", good=Direction.max, level=(0.5, "chance"), bounds=SHARE
     ),
 }
 LOGPS = {
-    "logps/chosen": Metric("log-probability of the chosen answers", "nats per token", Direction.max),
-    "logps/rejected": Metric("log-probability of the rejected answers", "nats per token"),
+    "logps/chosen": Metric(
+        "log-probability of the chosen answers", "nats per token", Direction.max, bounds=(None, 0.0)
+    ),
+    "logps/rejected": Metric("log-probability of the rejected answers", "nats per token", bounds=(None, 0.0)),
     "logps/accuracy": Metric(
-        "share of pairs with the chosen answer more probable per token", good=Direction.max, level=(0.5, "chance")
+        "share of pairs with the chosen answer more probable per token",
+        good=Direction.max,
+        level=(0.5, "chance"),
+        bounds=SHARE,
     ),
 }
 TRAINING = {
@@ -74,6 +82,7 @@ def from_json(content: Mapping[str, Any] | None) -> dict[str, Metric]:
             Direction(of["good"]) if of["good"] else None,
             tuple(of["level"]) if of["level"] else None,
             of["definition"],
+            tuple(of.get("bounds", (None, None))),
         )
         for name, of in content.items()
     }

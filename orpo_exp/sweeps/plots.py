@@ -29,8 +29,9 @@ def draw_sweep(results: Results, metric: str, folder: Path) -> dict[Path, str]:
     are not drawn again are removed.
     """
     keys = results.keys
-    main = columns(results, metric)
-    further = [name for name in sorted(results.measured - set(main)) if tells(results.groups, name)]
+    ranked = columns(results, metric)
+    main = without_repeats(results.groups, ranked)
+    further = [name for name in sorted(results.measured - set(ranked)) if tells(results.groups, name)]
     pictures: dict[str, tuple[Figure, str]] = {}
     with drawing():
         if main and len(keys) <= 2:
@@ -70,6 +71,16 @@ def tells(groups: Sequence[Group], metric: str) -> bool:
     return len({value for _, value in values}) > 1 and not repeated
 
 
+def without_repeats(groups: Sequence[Group], metrics: Sequence[str]) -> list[str]:
+    """The metrics without those that are in all points what one before is, as ORPO's two accuracies are."""
+    found: dict[str, list[dict[str, float]]] = {}
+    for name in metrics:
+        values = [group.values(name) for group in groups]
+        if values not in found.values():
+            found[name] = values
+    return list(found)
+
+
 def axis_and_lines(results: Results) -> tuple[str | None, str | None]:
     """Which of up to two keys goes along the axis (numbers before words, then more values before fewer)."""
 
@@ -95,7 +106,7 @@ def against(results: Results, axis: str | None, lines: str | None, metrics: Sequ
             places = [values.index(value_of(g, axis)) + shift for g in own]
             joined = style if numeric(values) else style | {"linestyle": ""}
             draw_settings(ax, places, own, name, joined, 0.2 / len(styles))
-        cut = limit(ax, groups, name)
+        cut = limit(ax, groups, name, metric.bounds)
         ax.set_title(heading(metric) + ("\n(bars cut off at the frame)" if cut else ""))
         ax.set(xlabel=axis or "", ylabel=along_axis(name, metric))
         name_ticks(ax, values)
@@ -139,11 +150,19 @@ def draw_settings(
             markeredgewidth=0.7)  # fmt: skip
 
 
-def limit(ax: "Axes", groups: Sequence[Group], metric: str) -> bool:
-    """Fit the vertical axis to the seeds, for an interval may be twenty times as wide. True where a bar is cut."""
+def limit(
+    ax: "Axes", groups: Sequence[Group], metric: str, bounds: tuple[float | None, float | None] = (None, None)
+) -> bool:
+    """Fit the vertical axis to the seeds, for an interval may be twenty times as wide, and reach beyond what the metric
+    can be. True where a bar is cut."""
     seeds = [value for group in groups for value in group.values(metric).values()]
     margin = 0.6 * (max(seeds) - min(seeds)) or 0.05 * abs(seeds[0]) or 0.1
     low, high = min(seeds) - margin, max(seeds) + margin
+    least, most = bounds
+    if least is not None:
+        low = max(low, min(least, *seeds) - 0.1 * margin)
+    if most is not None:
+        high = min(high, max(most, *seeds) + 0.1 * margin)
     found = [estimate for group in groups if (estimate := group.estimate(metric))]
     lowest = min([*seeds, *(e.low for e in found if e.low is not None)])
     highest = max([*seeds, *(e.high for e in found if e.high is not None)])
