@@ -137,7 +137,7 @@ def reader(tmp_path: Path) -> Path:
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with (tmp_path / "asked.csv").open("w", newline="") as file:
         table = csv.writer(file)
-        table.writerow(["question", "system", "chosen", "rejected"])
+        table.writerow(["question", "system", "better", "worse"])
         table.writerows([row["prompt"], "Be brief.", row["chosen"], row["rejected"]] for row in rows)
     hub_set(tmp_path / "owner/name", train=rows)
     small_set("ultrafeedback_binarized", tmp_path / "HuggingFaceH4/ultrafeedback_binarized")
