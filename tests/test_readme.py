@@ -124,6 +124,12 @@ def test_what_is_not_run_is_there_and_all_else_can_be():
         assert runs or str(command) in NOT_RUN, f"{command} is neither run nor said not to be"
 
 
+def test_its_pictures_are_there_and_small():
+    pictures = re.findall(r"!\[[^]]+\]\(([^)]+)\)", README)
+    assert len(pictures) == 3
+    assert all((ROOT / picture).stat().st_size < 150_000 for picture in pictures)
+
+
 @pytest.fixture
 def reader(tmp_path: Path) -> Path:
     """The working folder of someone who has what the README takes as given: data, models, an adapter."""

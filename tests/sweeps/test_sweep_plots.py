@@ -6,7 +6,7 @@ from sweeps.builder import DECLARED, make_run, make_sweep
 
 from orpo_exp.metrics import Metric
 from orpo_exp.sweeps import plots
-from orpo_exp.sweeps.plots import against, draw_sweep, heat_map
+from orpo_exp.sweeps.plots import against, draw_sweep, heat_map, without_repeats
 from orpo_exp.sweeps.results import read_results
 
 PNG = b"\x89PNG"
@@ -72,3 +72,28 @@ def test_without_results_there_are_no_pictures_and_old_ones_go(tmp_path):
     (tmp_path / "plots" / "heat_map.png").write_bytes(PNG)
     assert draw_sweep(read_results([tmp_path]), METRIC, tmp_path / "plots") == {}
     assert list((tmp_path / "plots").iterdir()) == []
+
+
+def swept(folder, *metrics):
+    """A sweep over two lambdas and three seeds, one mapping of final metrics for each point."""
+    places = make_sweep(folder, [{"loss.lam": lam, "seed": seed} for lam in "01" for seed in "012"])
+    for i, (place, of) in enumerate(zip(places, metrics, strict=True)):
+        make_run(place, of, declared=DECLARED, seed=i % 3)
+    return read_results([folder])
+
+
+def test_an_axis_ends_where_its_metric_does(tmp_path):
+    """The first interval reaches from 0.823 to 1.110: 0.9667 and 4.303 times 0.0577 / sqrt(3)."""
+    results = swept(tmp_path, *({METRIC: share} for share in (0.9, 1.0, 1.0, 0.8, 0.85, 0.9)))
+    (ax,) = against(results, "loss.lam", None, [METRIC]).axes
+    low, high = ax.get_ylim()
+    assert 0 < low < 0.8
+    assert 1.0 < high < 1.02
+    assert "cut off" in ax.get_title()
+
+
+def test_a_metric_that_is_another_one_in_all_points_has_no_panel(tmp_path):
+    both = [{METRIC: i / 8, "logps/accuracy": i / 8, "rewards/margin": i / 8} for i in range(6)]
+    both[4]["rewards/margin"] = 0.0
+    results = swept(tmp_path, *both)
+    assert without_repeats(results.groups, [METRIC, "logps/accuracy", "rewards/margin"]) == [METRIC, "rewards/margin"]

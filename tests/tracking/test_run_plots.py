@@ -100,3 +100,19 @@ def test_the_running_mean_leaves_a_slope_and_a_level_where_they_are():
     assert smooth[20:480] == pytest.approx(slope[20:480])
     assert running_mean([3.0] * 200) == pytest.approx([3.0] * 200)
     assert not any(map(math.isnan, running_mean([1.0, 2.0])))
+
+
+def test_evaluations_are_joined_where_no_training_shows_the_way_between_them(tmp_path):
+    rows = [record(step, "eval", loss=2.0, kept=1.0) for step in (0, 4)]
+    rows += [record(step, loss=2.0) for step in range(1, 5)]
+    about = from_json(None) | {"kept": Metric("kept")}
+    axes = draw([plots.Panel(("loss",)), plots.Panel(("kept",))], rows, about).axes
+    found = [{line.get_label(): line.get_linestyle() for line in ax.lines}["held out"] for ax in axes]
+    assert found == ["None", ":"]
+
+
+def test_a_result_of_before_bounds_is_read(tmp_path):
+    written = to_json({"share": Metric("share", bounds=(0.0, 1.0))})
+    assert from_json(json.loads(json.dumps(written)))["share"].bounds == (0.0, 1.0)
+    del written["share"]["bounds"]
+    assert from_json(written)["share"].bounds == (None, None)
