@@ -33,17 +33,13 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SLURM = "wants a cluster with GPUs; composed and checked here, run in tests/slurm"
 TRL = "makes an environment with TRL in it, from the network"
-TESTS = "runs the tests"
 INSTALLS = "installs, from the network"
 # what is not run, and why
 NOT_RUN = {
     "pip install uv": INSTALLS,
     "uv sync": INSTALLS,
     "uv pip install --no-config 'transformers==5.*'": INSTALLS,
-    "uv run pytest": TESTS,
-    "uv run pytest -m parallel": TESTS,
-    "uv run pytest -m slow": TESTS,
-    "uv run pytest -m slurm": TESTS,
+    "uv run pytest": "runs the tests",
     "uv run benchmarks/trl_orpo_parity.py": TRL,
     "uv run benchmarks/trl_dpo_losses.py --json": TRL,
     "uv run benchmarks/trl_cpo_kto_losses.py": TRL,
