@@ -203,8 +203,10 @@ def test_a_sections_commands_do_what_it_says(title, reader, monkeypatch, capfd):
             assert run_here(command) == (2 if refused else 0), command
         output = "".join(capfd.readouterr())
         assert command.shown.replace("/home/me", str(reader)) in output
-    for path in reader.glob("outputs/*/*/result.json"):
+    for path in reader.rglob("result.json"):
         assert read_result(path.parent)["status"] == "completed"
+    for folder in reader.glob("exported*"):
+        assert (folder / "model.safetensors").exists()
 
 
 @pytest.mark.slow
