@@ -6,6 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Protocol
 
+from torch import Tensor
+from typing_extensions import override
+
+from orpo_exp.data.texts import Texts
+from orpo_exp.data.views import View
 from orpo_exp.registry import Registry
 from orpo_exp.schema import ConfigError, Settings, setting
 from orpo_exp.types import PreferencePair
@@ -34,11 +39,67 @@ class DataConfig(Settings):
             do = "Lower it or raise max_length: an answer needs room for a token and its EOS."
             raise ConfigError("min_prompt_length", self.min_prompt_length, allowed, do)
 
+    @property
+    def lengths(self) -> "Lengths":
+        """Which pairs are used by their length: all."""
+        return Lengths()
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """How many tokens a used pair has before anything is cut, EOS and what begins every text aside; None: any number.
+
+    longest: its prompt and the longer answer together, at most. longest_prompt: its prompt, at most. shortest_answer:
+    the shorter answer, at least.
+    """
+
+    longest: int | None = None
+    longest_prompt: int | None = None
+    shortest_answer: int | None = None
+
+    def refused(self, prompt: int, chosen: int, rejected: int) -> str | None:
+        """Why a pair with parts of such lengths is not used; None where it is."""
+        if self.longest is not None and prompt + max(chosen, rejected) > self.longest:
+            return f"longer than data.longest={self.longest} tokens"
+        if self.longest_prompt is not None and prompt > self.longest_prompt:
+            return f"a prompt longer than data.longest_prompt={self.longest_prompt} tokens"
+        if self.shortest_answer is not None and min(chosen, rejected) < self.shortest_answer:
+            return f"an answer shorter than data.shortest_answer={self.shortest_answer} tokens"
+        return None
+
+
+@dataclass
+class FiniteConfig(DataConfig):
+    """Settings of sources that end. eval_size: held out, below 1 a share of the pairs, from 1 on a number. deduplicate:
+    use one of equal pairs. longest, longest_prompt, shortest_answer: see Lengths. cache: where pairs and tokens are
+    kept, see Kept."""
+
+    eval_size: float = setting(0.1, gt=0)
+    deduplicate: bool = setting(False, as_before=False)
+    longest: int | None = setting(None, ge=2, as_before=None)
+    longest_prompt: int | None = setting(None, ge=1, as_before=None)
+    shortest_answer: int | None = setting(None, ge=1, as_before=None)
+    cache: str = setting("~/.cache/orpo_exp/data", affects_numbers=False)
+
+    @property
+    @override
+    def lengths(self) -> Lengths:
+        return Lengths(self.longest, self.longest_prompt, self.shortest_answer)
+
 
 class Pairs(Protocol):
     """Training pairs by position: a list of them, or an endless source that makes them."""
 
     def __getitem__(self, position: int, /) -> PreferencePair: ...
+
+
+@dataclass(frozen=True)
+class KeptData:
+    """Pairs on disk. train, held_out: (n,) int64, positions in the texts, one part behind the other."""
+
+    texts: Sequence[Texts]
+    train: Tensor
+    held_out: Tensor
 
 
 @dataclass(frozen=True)
@@ -49,6 +110,7 @@ class SourceData:
     held_out: the evaluation set, disjoint from `train`.
     skipped: reason -> row numbers of the rows that cannot be used; reasons in evaluation data begin with IN_EVALUATION.
     form: how the rows came, for people; empty where there are none.
+    kept: where both are on disk, so that their tokens are kept as well.
     """
 
     train: Pairs
@@ -56,6 +118,13 @@ class SourceData:
     held_out: Sequence[PreferencePair]
     skipped: dict[str, list[int]] = field(default_factory=dict)
     form: str = ""
+    kept: KeptData | None = None
+
+    @staticmethod
+    def of_kept(kept: KeptData, skipped: dict[str, list[int]], form: str) -> "SourceData":
+        """That of pairs on disk."""
+        train, held_out = (View(kept.texts, positions) for positions in (kept.train, kept.held_out))
+        return SourceData(train, len(train), held_out, skipped, form, kept)
 
 
 class Source(ABC):

@@ -1,29 +1,28 @@
 """Preference data from files and from the Hugging Face hub."""
 
-import dataclasses
 import logging
-import random
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from omegaconf import MISSING
 from typing_extensions import override
 
-from orpo_exp.data.base import DATA, IN_EVALUATION, DataConfig, Source, SourceData
+from orpo_exp.data.base import DATA, FiniteConfig, Source, SourceData
 from orpo_exp.data.forms import AUTO, FORMS, NoForm, pairs_of
+from orpo_exp.data.kept import Kept
 from orpo_exp.data.reading import PACKED, READERS, Broken, Row, check_encoding, kind, read
+from orpo_exp.data.split import Part, divided, subset
+from orpo_exp.data.texts import About, Texts, write_texts
 from orpo_exp.schema import ConfigError, Refused, Settings, setting
 from orpo_exp.types import PreferencePair
 
-
-@dataclass(frozen=True)
-class Usable:
-    """pairs, the numbers of the other rows by reason, and the form that they came in."""
-
-    pairs: list[PreferencePair]
-    skipped: dict[str, list[int]]
-    form: str
+NamedFiles = Sequence[tuple[str, Callable[[], Iterable[Row | Broken]]]]
+AS_READ = 1  # raised where the same rows come to other pairs than before
 
 
 @dataclass
@@ -43,14 +42,14 @@ class Columns(Settings):
 
 
 @dataclass
-class FileConfig(DataConfig):
-    """path: where the rows are. form: how, see forms.py; columns: see Columns. eval_size: held
-    out, below 1 a share of the rows, from 1 on a number of pairs. max_skipped: the share of rows that may be broken."""
+class FileConfig(FiniteConfig):
+    """path: where the rows are. form: how, see forms.py; columns: see Columns. rows: how many of the pairs are used,
+    below 1 a share, from 1 on a number; None: all. max_skipped: the share of rows that may be broken."""
 
     path: str = MISSING
     form: str = setting(AUTO, as_before=AUTO)
     columns: Columns = field(default_factory=Columns, metadata={"as_before": Columns()})
-    eval_size: float = setting(0.1, gt=0)
+    rows: float | None = setting(None, gt=0, as_before=None)
     max_skipped: float = setting(0.1, ge=0, le=1, affects_numbers=False)
 
     def __post_init__(self) -> None:
@@ -59,8 +58,50 @@ class FileConfig(DataConfig):
             raise ConfigError("form", self.form, ", ".join((AUTO, *FORMS)), "Choose one of these.")
 
 
+class Files(Source):
+    """A source of which every pair is read once, and kept."""
+
+    config: FileConfig
+
+    @abstractmethod
+    def parts(self, seed: int) -> tuple[Part, Part | None]:
+        """The pairs to train on, and those to evaluate on where they are given."""
+
+    @override
+    def load(self, seed: int) -> SourceData:
+        c = self.config
+        train, evaluation = self.parts(seed)
+        return divided([train], [evaluation] if evaluation else [], c.eval_size, seed, c.deduplicate)
+
+    def part(self, key: str, given: str, identity: Any, files: NamedFiles, seed: int) -> Part:
+        """The usable pairs of some files by name. key, given: the setting that names them. identity: plain values that
+        tell them from others, and from what they were before they changed.
+
+        Raises ConfigError where there is no pair, or where too many rows are broken.
+        """
+        c, kept = self.config, Kept(self.config.cache)
+        facts = [AS_READ, identity, c.form, asdict(c.columns)]
+
+        def fill(folder: Path) -> None:
+            about = About()
+            write_texts(folder, _pairs(c, files, about, key, given, seed))
+            about.write(folder)
+
+        texts = Texts(kept, kept.make("texts", facts, fill))
+        if texts.about().drawn_by not in (None, seed):
+            texts = Texts(kept, kept.make("texts", [*facts, seed], fill))
+        about = texts.about()
+        _check(about, c.max_skipped, key, given)
+        return Part(texts, about.broken | about.skipped, about.form, about.rows)
+
+    def some(self, part: Part, seed: int) -> Part:
+        """So many of the pairs to train on as `rows` says."""
+        rows = self.config.rows
+        return part if rows is None else replace(part, texts=part.texts.only(subset(len(part.texts), rows, seed)))
+
+
 @DATA.register("json")
-class JsonFiles(Source):
+class JsonFiles(Files):
     """A local .jsonl, .json, .csv or .parquet file, perhaps packed as .gz or .zst, or a folder of such files."""
 
     @dataclass
@@ -77,15 +118,30 @@ class JsonFiles(Source):
     config: Config
 
     @override
-    def load(self, seed: int) -> SourceData:
+    def parts(self, seed: int) -> tuple[Part, Part | None]:
         c = self.config
-        train = _read_files(c, c.path, "data.path", seed)
-        evaluation = _read_files(c, c.eval_path, "data.eval_path", seed) if c.eval_path else None
-        return _split(train, evaluation, c.eval_size, seed)
+        train = self.some(self._read(c.path, "data.path", seed), seed)
+        return train, self._read(c.eval_path, "data.eval_path", seed) if c.eval_path else None
+
+    def _read(self, path: str, key: str, seed: int) -> Part:
+        root = Path(path).expanduser()
+        if not root.exists():
+            do = "Check the path; it is relative to where you are."
+            raise ConfigError(key, path, "a file or folder that exists", do)
+        files = sorted(f for f in root.rglob("*") if kind(f)) if root.is_dir() else [root]
+        if not files or not kind(files[0]):
+            allowed = f"a file, or a folder with files, ending in {', '.join(READERS)}, and perhaps {', '.join(PACKED)}"
+            raise ConfigError(key, path, allowed, "Convert it.")
+        if not any(f.stat().st_size for f in files):
+            raise ConfigError(key, path, "a file with at least two rows", "This one is empty.")
+        named = [(str(f.relative_to(root)) if root.is_dir() else f.name, f) for f in files]
+        changed = [[name, f.stat().st_size, f.stat().st_mtime_ns] for name, f in named]
+        identity = [str(root.resolve()), self.config.encoding, changed]
+        return self.part(key, path, identity, [(n, partial(read, f, self.config.encoding)) for n, f in named], seed)
 
 
 @DATA.register("hub")
-class Hub(Source):
+class Hub(Files):
     """A data set of the Hugging Face hub, or a local folder of the same form."""
 
     @dataclass
@@ -100,13 +156,12 @@ class Hub(Source):
     config: Config
 
     @override
-    def load(self, seed: int) -> SourceData:
+    def parts(self, seed: int) -> tuple[Part, Part | None]:
         c = self.config
-        train = self._rows("data.path", c.path, c.split, seed)
-        evaluation = self._rows("data.eval_split", c.eval_split, c.eval_split, seed) if c.eval_split else None
-        return _split(train, evaluation, c.eval_size, seed)
+        train = self.some(self._read("data.path", c.path, c.split, seed), seed)
+        return train, self._read("data.eval_split", c.eval_split, c.eval_split, seed) if c.eval_split else None
 
-    def _rows(self, key: str, given: str, split: str, seed: int) -> Usable:
+    def _read(self, key: str, given: str, split: str, seed: int) -> Part:
         import datasets
 
         c = self.config
@@ -124,65 +179,55 @@ class Hub(Source):
             datasets.logging.set_verbosity(verbosity)
             if not silent:
                 datasets.enable_progress_bars()
-        return _usable(c, [(c.path, rows)], key, given, seed)
+        return self.part(key, given, rows._fingerprint, [(c.path, lambda: rows)], seed)
 
 
-def _read_files(config: JsonFiles.Config, path: str, key: str, seed: int) -> Usable:
-    root = Path(path).expanduser()
-    if not root.exists():
-        raise ConfigError(key, path, "a file or folder that exists", "Check the path; it is relative to where you are.")
-    files = sorted(f for f in root.rglob("*") if kind(f)) if root.is_dir() else [root]
-    if not files or not kind(files[0]):
-        allowed = f"a file, or a folder with files, ending in {', '.join(READERS)}, and perhaps {', '.join(PACKED)}"
-        raise ConfigError(key, path, allowed, "Convert it.")
-    if not any(f.stat().st_size for f in files):
-        raise ConfigError(key, path, "a file with at least two rows", "This one is empty.")
-    try:
-        parts = [(str(f.relative_to(root)) if root.is_dir() else f.name, read(f, config.encoding)) for f in files]
-        return _usable(config, parts, key, path, seed)
-    except Refused as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError(key, path, "preference data that can be read", f"{error}.") from error
-
-
-def _usable(
-    config: FileConfig, parts: Sequence[tuple[str, Iterable[Row | Broken]]], key: str, given: str, seed: int
-) -> Usable:
-    """The usable rows of some files by name, numbered through; ConfigError about the setting that named them where
-    there is none, or where too many are broken. Of several files, the reasons name each and count its own rows."""
-    pairs: list[PreferencePair] = []
-    broken: dict[str, list[int]] = {}
-    skipped: dict[str, list[int]] = {}
-    forms: dict[str, int] = {}
+def _pairs(
+    config: FileConfig, files: NamedFiles, about: About, key: str, given: str, seed: int
+) -> Iterator[PreferencePair]:
+    """The usable pairs of some files by name, their rows numbered through; what else there is to know is noted as it
+    is read. Of several files, the reasons name each and count its own rows."""
     columns = {name: of for name, of in vars(config.columns).items() if of is not None}
-    first = 0
-    for name, rows in parts:
+    forms: Counter[str] = Counter()
+    for name, rows in files:
         try:
-            form, found = pairs_of(rows, config.form, columns, seed)
+            form, found = pairs_of(rows(), config.form, columns, seed)
+            for pair in found.pairs:
+                yield replace(pair, row=about.rows + pair.row) if about.rows else pair
         except NoForm as none:
             wanted = f"rows of form {config.form}" if config.form != AUTO else "rows in a form that is known"
             allowed = f"{wanted}: {_told(config.form)}"
             do = f"{name} has the {none}. Name those that are meant: data.columns.chosen=..., say."
             raise ConfigError(key, given, allowed, do) from None
-        forms[form] = forms.get(form, 0) + 1
-        place = f"{name}: " if len(parts) > 1 else ""
-        pairs += [dataclasses.replace(pair, row=first + pair.row) for pair in found.pairs] if first else found.pairs
-        for kept, of in ((broken, found.broken), (skipped, found.skipped)):
+        except ConfigError:
+            raise
+        except (Refused, OSError) as error:
+            why = f"{name}: {error.strerror}" if isinstance(error, OSError) else str(error)
+            raise ConfigError(key, given, "preference data that can be read", f"{why}.") from error
+        forms[form] += 1
+        if FORMS[form].drawn:
+            about.drawn_by = seed
+        place = f"{name}: " if len(files) > 1 else ""
+        for kept, of in ((about.broken, found.broken), (about.skipped, found.skipped)):
             for reason, numbers in of.items():
                 kept.setdefault(place + reason, []).extend(numbers)
-        first += found.rows
-    if not pairs:
-        found_none = f"It has none ({_told_of(broken | skipped) or 'no row at all'})."
+        about.rows += found.rows
+    told = [f"{form} in {count} files" if len(files) > 1 else form for form, count in forms.items()]
+    about.form = ", ".join(told)
+
+
+def _check(about: About, max_skipped: float, key: str, given: str) -> None:
+    """Refuse what has no usable pair, or too many broken rows."""
+    unreadable = sum(map(len, about.broken.values()))
+    if about.rows == unreadable + sum(map(len, about.skipped.values())):
+        found_none = f"It has none ({_told_of(about.broken | about.skipped) or 'no row at all'})."
         raise ConfigError(key, given, "data with at least one usable row", found_none)
-    unreadable = sum(map(len, broken.values()))
-    let_pass = max(config.max_skipped * first, config.max_skipped > 0)  # a single one costs itself only
+    let_pass = max(max_skipped * about.rows, max_skipped > 0)  # a single one costs itself only
     if unreadable > let_pass:
-        allowed = f"data of whose rows at most a share of data.max_skipped={config.max_skipped:g} is broken"
-        do = f"Of its {first} rows {unreadable} are: {_told_of(broken)}. Mend them, or raise data.max_skipped."
+        allowed = f"data of whose rows at most a share of data.max_skipped={max_skipped:g} is broken"
+        found = f"Of its {about.rows} rows {unreadable} are: {_told_of(about.broken)}."
+        do = f"{found} Mend them, or raise data.max_skipped."
         raise ConfigError(key, given, allowed, do)
-    told = [f"{form} in {count} files" if len(parts) > 1 else form for form, count in forms.items()]
-    return Usable(pairs, broken | skipped, ", ".join(told))
 
 
 def _told(form: str) -> str:
@@ -196,37 +241,3 @@ def _told_of(rows: Mapping[str, Sequence[int]]) -> str:
         return ", ".join(map(str, sorted(numbers)[:5])) + (", ..." if len(numbers) > 5 else "")
 
     return "; ".join(f"{reason}: {len(numbers)} ({few(numbers)})" for reason, numbers in rows.items())
-
-
-def _split(train: Usable, evaluation: Usable | None, eval_size: float, seed: int) -> SourceData:
-    """Hold out some of the rows where none to evaluate on are given."""
-    pairs, skipped = train.pairs, train.skipped
-    if evaluation is None:
-        pairs, held_out = hold_out(pairs, eval_size, seed)
-    else:
-        held_out = evaluation.pairs
-        skipped |= {IN_EVALUATION + reason: numbers for reason, numbers in evaluation.skipped.items()}
-    return SourceData(train=pairs, size=len(pairs), held_out=held_out, skipped=skipped, form=train.form)
-
-
-def hold_out(
-    pairs: Sequence[PreferencePair], eval_size: float, seed: int
-) -> tuple[list[PreferencePair], list[PreferencePair]]:
-    """Training and held-out pairs. All pairs of a prompt go to the same side: none is both trained on and tested."""
-    wanted = round(eval_size * len(pairs)) if eval_size < 1 else int(eval_size)
-    rows_of: dict[str, list[int]] = {}
-    for pair in pairs:
-        rows_of.setdefault(str(pair.prompt), []).append(pair.row)
-    prompts = sorted(rows_of)
-    random.Random(seed).shuffle(prompts)
-    held: set[int] = set()
-    for prompt in prompts:
-        if len(held) >= max(wanted, 1):
-            break
-        held |= set(rows_of[prompt])
-    train = [pair for pair in pairs if pair.row not in held]
-    if not train:
-        allowed = f"a size that leaves pairs to train on: there are {len(pairs)} pairs with {len(prompts)} prompts"
-        do = "Lower it, add data, or name other data to evaluate on."
-        raise ConfigError("data.eval_size", eval_size, allowed, do)
-    return train, [pair for pair in pairs if pair.row in held]

@@ -6,8 +6,8 @@ Those that have both answers in a row, as chosen and rejected, are in rows.py; h
 import random
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -35,24 +35,27 @@ LOOKED_AT = 100  # rows that say which columns there are
 
 @dataclass
 class Found:
-    """What rows come to. pairs: the usable ones. The numbers of the others, by reason; broken: of those that did not
-    come as they were written, skipped: of those that make no pair. rows: how many there were."""
+    """What rows come to. pairs: the usable ones, as they are read; what else is here is complete when they are at their
+    end. The numbers of the other rows, by reason; broken: of those that did not come as they were written, skipped: of
+    those that make no pair. rows: how many there were."""
 
-    pairs: list[PreferencePair]
-    broken: dict[str, list[int]]
-    skipped: dict[str, list[int]]
+    pairs: Iterator[PreferencePair]
+    broken: dict[str, list[int]] = field(default_factory=dict)
+    skipped: dict[str, list[int]] = field(default_factory=dict)
     rows: int = 0
 
 
 @dataclass(frozen=True)
 class Form:
     """columns: that rows have; of a tuple within, one. pair: a row, with its number before and the seed behind it, to a
-    pair; or, with `joined`, to a part of one. looks: whether such a row is of this form, where columns do not tell."""
+    pair; or, with `joined`, to a part of one. looks: whether such a row is of this form, where columns do not tell.
+    drawn: whether the seed decides anything."""
 
     columns: tuple[str | tuple[str, ...], ...]
     pair: Callable[[int, Row, int], Any]
     looks: Callable[[Row], bool] = lambda row: True
     joined: Callable[[Sequence[Any], dict[str, list[int]]], list[PreferencePair]] | None = None
+    drawn: bool = False
 
     def has_columns(self, columns: set[str]) -> bool:
         """Whether rows with these columns may be of this form."""
@@ -181,7 +184,7 @@ FORMS: Mapping[str, Form] = {
     "sharegpt": Form(("chosen", "rejected", "conversations"), with_prompt("conversations")),
     "colossalchat": Form(("chosen", "rejected", "context"), with_prompt("context")),
     "trl_implicit": Form(("chosen", "rejected"), parse_implicit),
-    "ultrafeedback": Form(("completions", ("prompt", "instruction")), completions),
+    "ultrafeedback": Form(("completions", ("prompt", "instruction")), completions, drawn=True),
     "kto": Form(("prompt", "completion", "label"), labelled, joined=by_prompt),
 }
 
@@ -225,15 +228,32 @@ def pairs_of(rows: Iterable[Row | Broken], form: str, columns: Mapping[str, str]
     if not whole:
         name = next(iter(FORMS))  # nothing will be read by it
     assert name is not None
-    of, found, parts = FORMS[name], Found([], {}, {}), []
-    for number, row in enumerate(chain(first, seen)):
+    found = Found(iter(()))
+    parts = _parts(FORMS[name], chain(first, seen), ours, seed, found)
+    joined = FORMS[name].joined
+    found.pairs = parts if joined is None else _together(joined, parts, found.skipped)
+    return name, found
+
+
+def _parts(
+    form: Form, rows: Iterable[Row | Broken], ours: Callable[[Row], Row], seed: int, found: Found
+) -> Iterator[Any]:
+    """What each row comes to, where it comes to something; the others are noted in `found`."""
+    for number, row in enumerate(rows):
         found.rows = number + 1
         try:
             if isinstance(row, Broken):
                 raise Unreadable(row.why)
-            parts.append(of.pair(number, ours(row), seed))
+            yield form.pair(number, ours(row), seed)
         except UnusableRow as reason:
             kept = found.broken if isinstance(reason, Unreadable) else found.skipped
             kept.setdefault(str(reason), []).append(number)
-    found.pairs = parts if of.joined is None else of.joined(parts, found.skipped)
-    return name, found
+
+
+def _together(
+    joined: Callable[[Sequence[Any], dict[str, list[int]]], list[PreferencePair]],
+    parts: Iterator[Any],
+    skipped: dict[str, list[int]],
+) -> Iterator[PreferencePair]:
+    """Pairs of parts that lie apart: all of them are held at once."""
+    yield from joined(list(parts), skipped)

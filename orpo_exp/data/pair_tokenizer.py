@@ -1,20 +1,33 @@
 """PreferencePair -> TokenizedPair: chat templates, where prompt and answer part, EOS, truncation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from jinja2 import TemplateError
 
-from orpo_exp.data.base import PLAIN
+from orpo_exp.data.base import PLAIN, Lengths
+from orpo_exp.data.kept import AT_ONCE
 from orpo_exp.data.rows import UnusableRow
 from orpo_exp.types import PreferencePair, TokenizedPair
 
 Ids = tuple[list[int], list[int], list[int]]  # of a prompt, its chosen and its rejected answer
+Texts = tuple[str, str, str]  # of the same
 
-# How many pairs are tokenized at once: for a moment their ids are lists of Python's numbers, ten times as large.
-AT_ONCE = 1000
+
+@dataclass(frozen=True)
+class Encoded:
+    """A usable pair. ids: as lists of Python's numbers. truncated: whether it was cut; moved: whether it is parted
+    before the end of its prompt."""
+
+    ids: Ids
+    truncated: bool
+    moved: bool
+
 
 # For conversations where the tokenizer has no template of its own: the speaker's name before each turn.
 PLAIN_TEMPLATE = (
@@ -49,10 +62,10 @@ class PairTokenizer:
     """Tokenizes pairs so that both answers continue the very same prompt tokens.
 
     whole: each answer together with its prompt, as a model sees it, parted where the prompt ends; where a token reaches
-    over that, or both texts have other tokens before, at the last place where neither is so (`moved` counts these
-    pairs). Else prompt and answers apart. template: that of conversations, None for the tokenizer's.
+    over that, or both texts have other tokens before, at the last place where neither is so. Else prompt and answers
+    apart. template: that of conversations, None for the tokenizer's. lengths: which pairs are used.
 
-    An answer ends with EOS unless it was cut. `truncated` counts the pairs that were.
+    An answer ends with EOS unless it was cut.
     """
 
     def __init__(
@@ -62,72 +75,85 @@ class PairTokenizer:
         min_prompt_length: int,
         whole: bool = False,
         template: str | None = None,
+        lengths: Lengths = Lengths(),  # noqa: B008  # it is frozen
     ) -> None:
         self.tokenizer, self.max_length, self.min_prompt_length = tokenizer, max_length, min_prompt_length
-        self.whole, self.moved = whole, 0
+        self.whole, self.lengths = whole, lengths
         self.eos: int = tokenizer.eos_token_id
         first = tokenizer("").input_ids[:1]  # what the tokenizer itself puts before a text
         self.prefix: list[int] = first if first == [tokenizer.bos_token_id] else []
         self.why_plain = "asked for" if template else "the tokenizer has no chat template"
         self.template = template or (None if tokenizer.chat_template else PLAIN_TEMPLATE)
-        self.truncated = 0
 
-    def __call__(self, pairs: Sequence[PreferencePair]) -> tuple[list[TokenizedPair], list[tuple[int, str]]]:
-        """The usable pairs, and the others' rows with reasons."""
-        usable: list[TokenizedPair] = []
-        unusable: list[tuple[int, str]] = []
-        for first in range(0, len(pairs), AT_ONCE):
-            some, others = self._encode(pairs[first : first + AT_ONCE])
-            usable += some
-            unusable += others
-        return usable, unusable
+    def __call__(self, pairs: Sequence[PreferencePair]) -> list[Encoded | str]:
+        """What each pair comes to; of one that cannot be used, why."""
+        return [
+            of for some in self.stream(pairs[i : i + AT_ONCE] for i in range(0, len(pairs), AT_ONCE)) for of in some
+        ]
 
-    def _encode(self, pairs: Sequence[PreferencePair]) -> tuple[list[TokenizedPair], list[tuple[int, str]]]:
-        rendered: list[tuple[PreferencePair, tuple[str, str, str]]] = []
-        usable: list[TokenizedPair] = []
-        unusable: list[tuple[int, str]] = []
+    def stream(self, batches: Iterable[Sequence[PreferencePair]]) -> Iterator[list[Encoded | str]]:
+        """The same for many pairs, some at a time. The next ones are tokenized meanwhile."""
+        with ThreadPoolExecutor(1) as ahead:
+            coming: Future[list[tuple[Texts | str, Any]]] | None = None
+            for pairs in batches:
+                ready, coming = coming, ahead.submit(self._tokenized, pairs)
+                if ready:
+                    yield self._assembled(ready.result())
+            if coming:
+                yield self._assembled(coming.result())
+
+    def _tokenized(self, pairs: Sequence[PreferencePair]) -> list[tuple[Texts | str, Any]]:
+        """Each pair's texts with their tokens, spread over all cores by the tokenizer; or why there are none."""
+        rendered: list[Texts | str] = []
         for pair in pairs:
             try:
-                rendered.append((pair, self.render(pair)))
+                rendered.append(self.render(pair))
             except UnusableRow as reason:
-                unusable.append((pair.row, str(reason)))
-        ids_of = self._whole_ids if self.whole else self._apart_ids
-        for (pair, _), ids in zip(rendered, ids_of([texts for _, texts in rendered]), strict=True):
+                rendered.append(str(reason))
+        of_pairs = [self._pieces(texts) for texts in rendered if not isinstance(texts, str)]
+        encodings = iter(self._encodings([text for texts in of_pairs for text in texts]))
+        return [(of, None if isinstance(of, str) else [next(encodings) for _ in self._pieces(of)]) for of in rendered]
+
+    def _pieces(self, texts: Texts) -> tuple[str, ...]:
+        """What is tokenized as one text each."""
+        prompt, chosen, rejected = texts
+        return (prompt + chosen, prompt + rejected) if self.whole else texts
+
+    def _encodings(self, texts: list[str]) -> Sequence[Any]:
+        """Of each text an object with `ids` and, for whole texts, `offsets`."""
+        if not self.tokenizer.is_fast:
+            found = self.tokenizer(texts, add_special_tokens=False, verbose=False).input_ids if texts else []
+            return [SimpleNamespace(ids=ids) for ids in found]
+        backend = self.tokenizer.backend_tokenizer  # what `tokenizer(...)` calls as well; that takes as long again
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = self.tokenizer.split_special_tokens
+        encode = backend.encode_batch if self.whole else backend.encode_batch_fast  # which leaves the offsets out
+        return encode(texts, add_special_tokens=False)
+
+    def _assembled(self, tokenized: Sequence[tuple[Texts | str, Any]]) -> list[Encoded | str]:
+        found: list[Encoded | str] = []
+        for texts, encodings in tokenized:
+            if isinstance(texts, str):
+                found.append(texts)
+                continue
+            ids, moved = self._parted(encodings, len(texts[0])) if self.whole else ([of.ids for of in encodings], False)
             try:
-                usable.append(self.assemble(pair, *ids))
+                found.append(self.assemble(ids, moved))
             except UnusableRow as reason:
-                unusable.append((pair.row, str(reason)))
-        return usable, unusable
-
-    def _apart_ids(self, rendered: Sequence[tuple[str, str, str]]) -> list[Ids]:
-        """Prompt and answers as lists of ids, each tokenized by itself."""
-        ids = iter(self._tokenized([text for texts in rendered for text in texts]).input_ids if rendered else [])
-        return list(zip(ids, ids, ids, strict=True))
-
-    def _whole_ids(self, rendered: Sequence[tuple[str, str, str]]) -> list[Ids]:
-        """Prompt and answers as lists of ids, out of the tokens of each whole text."""
-        texts = [prompt + answer for prompt, *answers in rendered for answer in answers]
-        tokenized = self._tokenized(texts, return_offsets_mapping=True) if texts else None
-        parted: list[Ids] = []
-        for place, (prompt, *_) in enumerate(rendered):
-            assert tokenized is not None
-            chosen, rejected = (tokenized.input_ids[2 * place + i] for i in (0, 1))
-            ends = [end for _, end in tokenized.offset_mapping[2 * place]]
-            within = min(self._within(tokenized.offset_mapping[2 * place + i], len(prompt)) for i in (0, 1))
-            split = next((k for k in range(within) if chosen[k] != rejected[k]), within)
-            self.moved += split == 0 or ends[split - 1] < len(prompt)
-            parted.append((chosen[:split], chosen[split:], rejected[split:]))
-        return parted
+                found.append(str(reason))
+        return found
 
     @staticmethod
-    def _within(offsets: Sequence[tuple[int, int]], end: int) -> int:
-        """How many of a text's first tokens end by this character."""
-        return next((place for place, (_, last) in enumerate(offsets) if last > end), len(offsets))
-
-    def _tokenized(self, texts: Sequence[str], **more: bool) -> Any:
-        """Of many texts, spread over threads by the tokenizer."""
-        only_ids = {"add_special_tokens": False, "return_attention_mask": False, "return_token_type_ids": False}
-        return self.tokenizer(texts, verbose=False, **only_ids, **more)
+    def _parted(encodings: Sequence[Any], end: int) -> tuple[Ids, bool]:
+        """Prompt and answers out of the tokens of both whole texts; whether they are parted before the prompt's end, so
+        many characters from the start."""
+        chosen, rejected = (of.ids for of in encodings)
+        offsets = [of.offsets for of in encodings]
+        within = min(next((i for i, (_, last) in enumerate(of) if last > end), len(of)) for of in offsets)
+        split = next((k for k in range(within) if chosen[k] != rejected[k]), within)
+        moved = split == 0 or offsets[0][split - 1][1] < end
+        return (chosen[:split], chosen[split:], rejected[split:]), moved
 
     def render(self, pair: PreferencePair) -> tuple[str, str, str]:
         """Turns -> text, three times; UnusableRow where the chat template refuses the turns or rewrites the prompt."""
@@ -146,10 +172,11 @@ class PairTokenizer:
             raise UnusableRow("the chat template does not continue the prompt")
         return prompt, chosen[len(prompt) :], rejected[len(prompt) :]
 
-    def assemble(
-        self, pair: PreferencePair, prompt: list[int], chosen: list[int], rejected: list[int]
-    ) -> TokenizedPair:
-        """Lists of ids -> int32 tensors, EOS and BOS in place, truncated; UnusableRow where nothing usable is left."""
+    def assemble(self, ids: Sequence[list[int]], moved: bool) -> Encoded:
+        """EOS and BOS in place, truncated; UnusableRow where nothing usable is left."""
+        prompt, chosen, rejected = ids
+        if refused := self.lengths.refused(len(prompt), len(chosen), len(rejected)):
+            raise UnusableRow(refused)
         prompt = prompt if prompt[:1] == self.prefix else self.prefix + prompt
         if not prompt:
             raise UnusableRow("no prompt")
@@ -157,15 +184,13 @@ class PairTokenizer:
         kept_prompt, kept_answer = kept_lengths(
             len(prompt), len(chosen), len(rejected), self.max_length, self.min_prompt_length
         )
-        if kept_prompt < len(prompt) or kept_answer < max(len(chosen), len(rejected)):
-            self.truncated += 1
+        truncated = kept_prompt < len(prompt) or kept_answer < max(len(chosen), len(rejected))
         chosen, rejected = chosen[:kept_answer], rejected[:kept_answer]
         if chosen == rejected:
             raise UnusableRow("chosen and rejected are the same as tokens, or as far as max_length reaches")
         if len(self.prefix) < kept_prompt < len(prompt):
             prompt = self.prefix + prompt[len(prompt) - kept_prompt + len(self.prefix) :]
-        ids = [torch.tensor(part, dtype=torch.int32) for part in (prompt[-kept_prompt:], chosen, rejected)]  # (tokens,)
-        return TokenizedPair(pair.row, ids[0], ids[1], ids[2])
+        return Encoded((prompt[-kept_prompt:], chosen, rejected), truncated, moved)
 
     def _end(self, answer: list[int]) -> list[int]:
         """The answer up to its last EOS; a template may put a newline behind it. One is added where there is none."""
@@ -178,3 +203,9 @@ class PairTokenizer:
         return self.tokenizer.apply_chat_template(
             turns, chat_template=self.template, tokenize=False, add_generation_prompt=generate
         )
+
+
+def tokenized_pair(row: int, ids: Ids) -> TokenizedPair:
+    """A pair as the loop draws it."""
+    prompt, chosen, rejected = (torch.tensor(part, dtype=torch.int32) for part in ids)
+    return TokenizedPair(row, prompt, chosen, rejected)

@@ -1,6 +1,6 @@
 """The one training loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -146,7 +146,7 @@ class Loop:
         self.lam_schedule.load_state_dict(state["lam_schedule"])
         self.speed.load_state_dict(state["speed"])
 
-    def completed(self, pairs: list[TokenizedPair]) -> list[TokenizedPair]:
+    def completed(self, pairs: Sequence[TokenizedPair]) -> Sequence[TokenizedPair]:
         """The pairs with what the loss needs from beyond each of them."""
         return self.data.with_mismatched(pairs) if Need.mismatched in self.loss.needs else pairs
 

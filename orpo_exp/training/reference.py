@@ -32,7 +32,9 @@ log = logging.getLogger(__name__)
 TRAIN, HELD_OUT = "train", "held_out"
 PARTS = "reference_parts"  # in the run's folder
 PART = 512  # pairs of each replica that are scored and kept as one part
-Draws = Callable[[], Iterator[list[TokenizedPair]]]  # all pairs of a split, some at a time, as often as it is called
+Draws = Callable[
+    [], Iterator[Sequence[TokenizedPair]]
+]  # all pairs of a split, some at a time, as often as it is called
 
 
 @dataclass
@@ -196,7 +198,7 @@ class Cached(Reference):
         return digest.hexdigest()[:32]
 
     def _part(
-        self, folder: Path, split: str, number: int, pairs: list[TokenizedPair], stop: StopRequest
+        self, folder: Path, split: str, number: int, pairs: Sequence[TokenizedPair], stop: StopRequest
     ) -> dict[str, Tensor]:
         """Some pairs' log-probabilities, whole on every rank: from disk, or scored by all ranks together."""
         ranks, path = self.plugin.ranks, folder / f"{split}-{number:06d}.safetensors"

@@ -5,6 +5,10 @@ from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
+from orpo_exp.data.pair_tokenizer import PairTokenizer
+from orpo_exp.data.tokenize import usable_now
+from orpo_exp.types import PreferencePair, TokenizedPair
+
 CORPUS = [
     "the answer to the question is that the cat sat on the mat and then it sang a song",
     "What is two plus two? It is four, because two and two are four. User: Hi Assistant: Hello!",
@@ -65,3 +69,15 @@ def made(kind: str) -> Any:
 
     names = {"bos_token": "<bos>"} if KINDS[kind]().token_to_id("<bos>") is not None else {}
     return PreTrainedTokenizerFast(tokenizer_object=KINDS[kind](), eos_token="<eos>", **names)
+
+
+class Tokenizing:
+    """A PairTokenizer; of some pairs the usable ones, and of the others their rows with reasons."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        self.encode = PairTokenizer(*arguments, **more)
+
+    def __call__(self, pairs: list[PreferencePair]) -> tuple[list[TokenizedPair], list[tuple[int, str]]]:
+        done = usable_now(self.encode, pairs)
+        self.truncated, self.moved = done.truncated, done.moved
+        return list(done.pairs), [(row, why) for why, rows in done.unusable.items() for row in rows]

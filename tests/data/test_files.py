@@ -4,9 +4,8 @@ import json
 import pytest
 from support import uneven_rows
 
-from orpo_exp.data.files import Hub, JsonFiles, hold_out
+from orpo_exp.data.files import Hub, JsonFiles
 from orpo_exp.schema import ConfigError
-from orpo_exp.types import PreferencePair
 
 
 def write(path, rows):
@@ -110,15 +109,3 @@ def test_whatever_datasets_makes_of_a_broken_set_is_told_as_refused(tmp_path, fi
     (tmp_path / "set" / file).write_text(content)
     with pytest.raises(ConfigError, match=r"data\.path"):
         Hub(Hub.Config(path=folder)).load(seed=0)
-
-
-def test_the_held_out_split_follows_the_seed_and_keeps_prompts_apart():
-    pairs = [PreferencePair(i, f"prompt {i // 3}", f"a{i}", f"b{i}") for i in range(60)]
-    train, held = hold_out(pairs, 0.2, seed=0)
-    assert len(held) == 12
-    assert len(train) == 48
-    assert not {p.prompt for p in train} & {p.prompt for p in held}
-    assert hold_out(pairs, 0.2, seed=0) == (train, held)
-    assert hold_out(pairs, 0.2, seed=1)[1] != held
-    with pytest.raises(ConfigError, match="eval_size"):
-        hold_out(pairs, 60, seed=0)

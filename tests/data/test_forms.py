@@ -1,5 +1,7 @@
 """The forms of rows, each by hand, and what is recognised as which."""
 
+from dataclasses import replace
+
 import pytest
 from hydra.errors import ConfigCompositionException
 
@@ -11,6 +13,13 @@ HI, HELLO, WHAT = (
     {"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Hello!"), ("assistant", "What?"))
 )
 BE_KIND = {"role": "system", "content": "Be kind."}
+
+
+def found_of(rows, form, columns, seed):
+    """The form, and all that was found once every pair has been read."""
+    name, found = pairs_of(rows, form, columns, seed)
+    pairs = list(found.pairs)
+    return name, replace(found, pairs=pairs)
 
 
 def transcript(*said: str) -> str:
@@ -50,23 +59,23 @@ def transcript(*said: str) -> str:
     ],
 )
 def test_each_form_is_recognised_and_read(form, row, prompt):
-    name, found = pairs_of([row], AUTO, {}, seed=0)
+    name, found = found_of([row], AUTO, {}, seed=0)
     assert name == form
     (pair,) = found.pairs
     assert pair.prompt == prompt
     assert (pair.chosen.strip(), pair.rejected.strip()) == ("Hello!", "What?")
-    assert pairs_of([row], form, {}, seed=0) == (name, found)
+    assert found_of([row], form, {}, seed=0) == (name, found)
 
 
 def test_other_names_of_columns_are_told_and_a_system_message_goes_before_the_prompt():
     row = {"question": "Hi", "better": "Hello!", "worse": "What?", "system": "Be kind."}
     names = {"prompt": "question", "chosen": "better", "rejected": "worse"}
     plain = PreferencePair(0, "Hi", "Hello!", "What?")
-    assert pairs_of([row], AUTO, names, seed=0)[1].pairs == [plain]
-    asked = pairs_of([row], AUTO, names | {"system": "system"}, seed=0)[1].pairs
+    assert found_of([row], AUTO, names, seed=0)[1].pairs == [plain]
+    asked = found_of([row], AUTO, names | {"system": "system"}, seed=0)[1].pairs
     assert asked == [PreferencePair(0, (BE_KIND, HI), "Hello!", "What?")]
     with pytest.raises(NoForm, match="better, question, worse"):
-        pairs_of([{k: v for k, v in row.items() if k != "system"}], AUTO, {}, seed=0)
+        found_of([{k: v for k, v in row.items() if k != "system"}], AUTO, {}, seed=0)
 
 
 def test_the_best_answer_is_set_against_one_that_the_seed_chooses_and_ties_are_left_out():
@@ -75,15 +84,15 @@ def test_the_best_answer_is_set_against_one_that_the_seed_chooses_and_ties_are_l
         return {"instruction": "Hi", "completions": answers}
 
     rows = [row(1, 2, 5, 3)] * 40 + [row(5, 5, 1), row(2, 2), row(None, 4)]
-    found = pairs_of(rows, AUTO, {}, seed=0)[1]
+    found = found_of(rows, AUTO, {}, seed=0)[1]
     assert {pair.chosen for pair in found.pairs} == {"answer 2"}
     assert {pair.rejected for pair in found.pairs} == {"answer 0", "answer 1", "answer 3"}
     assert found.skipped == {
         "several answers have the best score": [40],
         "no answer is better than another": [41, 42],
     }
-    assert pairs_of(rows, AUTO, {}, seed=0)[1] == found
-    assert pairs_of(rows, AUTO, {}, seed=1)[1].pairs != found.pairs
+    assert found_of(rows, AUTO, {}, seed=0)[1] == found
+    assert found_of(rows, AUTO, {}, seed=1)[1].pairs != found.pairs
 
 
 def test_unpaired_answers_are_paired_by_prompt_where_both_labels_are_there():
@@ -96,7 +105,7 @@ def test_unpaired_answers_are_paired_by_prompt_where_both_labels_are_there():
         {"prompt": [HI], "completion": [HELLO], "label": True},
         {"prompt": [HI], "completion": [WHAT], "label": False},
     ]
-    name, found = pairs_of(rows, AUTO, {}, seed=0)
+    name, found = found_of(rows, AUTO, {}, seed=0)
     assert name == "kto"
     assert found.pairs == [PreferencePair(0, "Hi", "Hello!", "What?"), PreferencePair(5, (HI,), "Hello!", "What?")]
     assert found.skipped == {
@@ -134,12 +143,12 @@ def test_rows_that_make_no_pair_say_why(row, reason):
             "completions": [{"response": r, "score": s} for r, s in (("a", 1), ("b", 2))],
         },
     }[next(iter(row))]
-    assert pairs_of([whole, row], AUTO, {}, seed=0)[1].skipped == {reason: [1]}
+    assert found_of([whole, row], AUTO, {}, seed=0)[1].skipped == {reason: [1]}
 
 
 def test_text_that_is_none_is_broken_not_skipped():
     row = {"prompt": "Hi", "chosen": "Hello \ud83d", "rejected": "What?"}
-    found = pairs_of([row], AUTO, {}, seed=0)[1]
+    found = found_of([row], AUTO, {}, seed=0)[1]
     assert not found.pairs
     assert not found.skipped
     assert list(found.broken.values()) == [[0]]
@@ -160,6 +169,6 @@ def test_a_row_that_lacks_its_prompt_has_none_however_alike_its_answers_begin():
         {"prompt": "Hi", "chosen": "Well, hello!", "rejected": "Well, what?"},
         {"prompt": None, "chosen": "Well, hello!", "rejected": "Well, what?"},
     ]
-    found = pairs_of(rows, AUTO, {}, seed=0)[1]
+    found = found_of(rows, AUTO, {}, seed=0)[1]
     assert [pair.row for pair in found.pairs] == [0]
     assert found.skipped == {"no prompt": [1]}

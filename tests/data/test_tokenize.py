@@ -1,10 +1,11 @@
 import dataclasses
 
 import pytest
+from data.kinds import Tokenizing
 from support import pair, random_pairs
 
 from orpo_exp.data.base import DataConfig, SourceData
-from orpo_exp.data.pair_tokenizer import PairTokenizer, kept_lengths
+from orpo_exp.data.pair_tokenizer import kept_lengths
 from orpo_exp.data.tokenize import TokenizedData, prepare
 from orpo_exp.models.tokenizers import bytes_tokenizer
 from orpo_exp.schema import ConfigError, Refused
@@ -54,7 +55,7 @@ def test_truncation_never_empties_or_overflows():
 
 
 def test_a_cut_pair_keeps_the_end_of_its_prompt_and_the_start_of_its_answers(tokenizer):
-    encode = PairTokenizer(tokenizer, max_length=12, min_prompt_length=4)
+    encode = Tokenizing(tokenizer, max_length=12, min_prompt_length=4)
     (pair,), unusable = encode([PreferencePair(0, "abcdefgh", "ABCDEFGHIJKL", "xyz")])
     assert not unusable
     assert tokenizer.decode(pair.prompt_ids) == "efgh"
@@ -64,7 +65,7 @@ def test_a_cut_pair_keeps_the_end_of_its_prompt_and_the_start_of_its_answers(tok
 
 
 def test_eos_ends_each_answer_once(tokenizer):
-    encode = PairTokenizer(tokenizer, 100, 10)
+    encode = Tokenizing(tokenizer, 100, 10)
     (plain, ended), _ = encode([PreferencePair(0, "p", "yes", "no"), PreferencePair(1, "p", "yes<eos>", "no")])
     assert plain.chosen_ids.tolist() == ended.chosen_ids.tolist() == [*ids(tokenizer, "yes"), tokenizer.eos_token_id]
 
@@ -73,16 +74,14 @@ def test_pad_token_equal_to_eos_changes_nothing(tokenizer):
     other = bytes_tokenizer()
     other.pad_token = other.eos_token
     rows = [PreferencePair(0, "p", "yes", "no"), PreferencePair(1, TURNS, "yes", "no")]
-    for ours, theirs in zip(
-        PairTokenizer(tokenizer, 100, 10)(rows)[0], PairTokenizer(other, 100, 10)(rows)[0], strict=True
-    ):
+    for ours, theirs in zip(Tokenizing(tokenizer, 100, 10)(rows)[0], Tokenizing(other, 100, 10)(rows)[0], strict=True):
         assert ours.chosen_ids.tolist() == theirs.chosen_ids.tolist()
         assert ours.chosen_ids[-1] == other.eos_token_id
 
 
 def test_a_conversation_without_a_template_names_the_speakers(tokenizer):
     turns = (Message(role="system", content="Be brief."), *TURNS)
-    (pair,), _ = PairTokenizer(tokenizer, 100, 10)([PreferencePair(0, turns, "Hello!", "What?")])
+    (pair,), _ = Tokenizing(tokenizer, 100, 10)([PreferencePair(0, turns, "Hello!", "What?")])
     assert tokenizer.decode(pair.prompt_ids) == "System: Be brief.\n\nUser: Hi\n\nAssistant: "
     assert tokenizer.decode(pair.chosen_ids) == "Hello!<eos>"
 
@@ -92,14 +91,14 @@ def test_a_template_of_the_tokenizers_own_is_used_and_its_tail_dropped(tokenizer
         "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}<eos>\n{% endfor %}"
         "{% if add_generation_prompt %}[assistant]{% endif %}"
     )
-    (pair,), _ = PairTokenizer(tokenizer, 100, 10)([PreferencePair(0, TURNS, "Hello!", "What?")])
+    (pair,), _ = Tokenizing(tokenizer, 100, 10)([PreferencePair(0, TURNS, "Hello!", "What?")])
     assert tokenizer.decode(pair.prompt_ids) == "[user]Hi<eos>\n[assistant]"
     assert tokenizer.decode(pair.chosen_ids) == "Hello!<eos>"
 
 
 def test_a_template_that_rewrites_the_prompt_makes_the_row_unusable(tokenizer):
     tokenizer.chat_template = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    pairs, unusable = PairTokenizer(tokenizer, 100, 10)([PreferencePair(7, TURNS, "Hello!", "What?")])
+    pairs, unusable = Tokenizing(tokenizer, 100, 10)([PreferencePair(7, TURNS, "Hello!", "What?")])
     assert not pairs
     assert unusable == [(7, "the chat template does not continue the prompt")]
 
@@ -111,7 +110,7 @@ def test_a_conversation_that_the_template_refuses_makes_the_row_unusable(tokeniz
     )
     system = (Message(role="system", content="Be brief."), *TURNS)
     rows = [PreferencePair(4, system, "Hello!", "What?"), PreferencePair(5, TURNS, "Hello!", "What?")]
-    pairs, unusable = PairTokenizer(tokenizer, 100, 10)(rows)
+    pairs, unusable = Tokenizing(tokenizer, 100, 10)(rows)
     assert [pair.row for pair in pairs] == [5]
     assert unusable == [(4, "the chat template refuses the conversation: System role not supported")]
 
@@ -122,12 +121,12 @@ def test_bos_stays_at_the_front_of_a_cut_prompt(tokenizer):
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<bos> $A", special_tokens=[("<bos>", tokenizer.bos_token_id)]
     )
-    (pair,), _ = PairTokenizer(tokenizer, 12, 4)([PreferencePair(0, "abcdefgh", "ABCDEFGHIJKL", "xyz")])
+    (pair,), _ = Tokenizing(tokenizer, 12, 4)([PreferencePair(0, "abcdefgh", "ABCDEFGHIJKL", "xyz")])
     assert tokenizer.decode(pair.prompt_ids) == "<bos>fgh"
 
 
 def test_answers_that_differ_only_behind_the_cut_are_unusable(tokenizer):
-    pairs, unusable = PairTokenizer(tokenizer, 6, 2)([PreferencePair(3, "abcd", "sameA", "sameB")])
+    pairs, unusable = Tokenizing(tokenizer, 6, 2)([PreferencePair(3, "abcd", "sameA", "sameB")])
     assert not pairs
     assert unusable[0][0] == 3
 

@@ -4,10 +4,9 @@ import logging
 import random
 
 import pytest
-from data.kinds import KINDS, made
+from data.kinds import KINDS, Tokenizing, made
 
 from orpo_exp.data.base import DataConfig, SourceData
-from orpo_exp.data.pair_tokenizer import PairTokenizer
 from orpo_exp.data.tokenize import prepare
 from orpo_exp.schema import ConfigError
 from orpo_exp.types import Message, PreferencePair
@@ -53,7 +52,7 @@ def chained(pair):
 
 def test_prompt_and_answer_have_the_tokens_of_the_whole_text(tokenizer):
     pairs = random_pairs(300, 8)
-    encode = PairTokenizer(tokenizer, 1000, 10, whole=True)
+    encode = Tokenizing(tokenizer, 1000, 10, whole=True)
     for pair in encode(pairs)[0]:
         given = pairs[pair.row]
         for ids, answer in zip(chained(pair), (given.chosen, given.rejected), strict=True):
@@ -63,7 +62,7 @@ def test_prompt_and_answer_have_the_tokens_of_the_whole_text(tokenizer):
 
 def test_apart_they_differ_for_every_kind(tokenizer):
     pairs = random_pairs(300, 8)
-    whole, apart = (PairTokenizer(tokenizer, 1000, 10, whole=way)(pairs)[0] for way in (True, False))
+    whole, apart = (Tokenizing(tokenizer, 1000, 10, whole=way)(pairs)[0] for way in (True, False))
     by_row = {pair.row: chained(pair) for pair in apart}
     assert any(chained(pair) != by_row[pair.row] for pair in whole if pair.row in by_row)
 
@@ -71,13 +70,13 @@ def test_apart_they_differ_for_every_kind(tokenizer):
 def test_where_a_token_reaches_over_the_end_of_the_prompt_it_goes_with_the_answers():
     tokenizer = made("GPT-2")
     assert len(tokenizer("answer").input_ids) < len(tokenizer("ans").input_ids) + len(tokenizer("wer").input_ids)
-    encode = PairTokenizer(tokenizer, 100, 10, whole=True)
+    encode = Tokenizing(tokenizer, 100, 10, whole=True)
     (pair,), _ = encode([PreferencePair(0, "the ans", "wer", "x")])
     assert encode.moved == 1
     assert tokenizer.decode(pair.prompt_ids) == "the"
     assert tokenizer.decode(pair.chosen_ids) == " answer<eos>"
     assert tokenizer.decode(pair.rejected_ids) == " ansx<eos>"
-    (pair,), _ = (clean := PairTokenizer(tokenizer, 100, 10, whole=True))([PreferencePair(0, "the", " answer", " x")])
+    (pair,), _ = (clean := Tokenizing(tokenizer, 100, 10, whole=True))([PreferencePair(0, "the", " answer", " x")])
     assert clean.moved == 0
     assert tokenizer.decode(pair.prompt_ids) == "the"
 
@@ -85,13 +84,13 @@ def test_where_a_token_reaches_over_the_end_of_the_prompt_it_goes_with_the_answe
 @pytest.mark.parametrize("whole", [True, False])
 def test_truncation_holds_for_every_kind(tokenizer, whole):
     rng, pairs = random.Random(1), random_pairs(1000, 40)
-    whole_ones = {pair.row: pair for pair in PairTokenizer(tokenizer, 10_000, 1, whole)(pairs)[0]}
+    whole_ones = {pair.row: pair for pair in Tokenizing(tokenizer, 10_000, 1, whole)(pairs)[0]}
     bos = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     for first in range(0, 1000, 20):
         some = pairs[first : first + 20]
         floor = rng.randint(2, 20)  # with a single one, the prompt's last token stays, not BOS
         most = rng.randint(floor + 2, 60)
-        usable, unusable = PairTokenizer(tokenizer, most, floor, whole)(some)
+        usable, unusable = Tokenizing(tokenizer, most, floor, whole)(some)
         assert all("as far as max_length reaches" in reason for _, reason in unusable)
         assert len(usable) + len(unusable) == 20
         for cut in usable:

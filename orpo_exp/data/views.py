@@ -1,0 +1,35 @@
+"""Some of the pairs of one or several sequences, by position."""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import TypeVar, overload
+
+from torch import Tensor
+from typing_extensions import override
+
+T = TypeVar("T")
+
+
+class View(Sequence[T]):
+    """positions: (n,) int64, counted through the parts one behind the other; any of them, in any order, or again."""
+
+    def __init__(self, parts: Sequence[Sequence[T]], positions: Tensor) -> None:
+        self.parts, self.positions = parts, positions
+        self._begins = list(accumulate((len(part) for part in parts), initial=0))
+
+    @override
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+    @overload
+    def __getitem__(self, place: slice) -> "View[T]": ...
+    @override
+    def __getitem__(self, place: int | slice) -> "T | View[T]":
+        if isinstance(place, slice):
+            return View(self.parts, self.positions[place])
+        position = int(self.positions[place])
+        part = bisect_right(self._begins, position) - 1
+        return self.parts[part][position - self._begins[part]]
