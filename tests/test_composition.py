@@ -21,7 +21,12 @@ OPTIONS = sorted(
     (file.parent.name, file.stem) for file in CONF.glob("*/*.yaml") if file.parent.name not in ("experiment", "hydra")
 )
 FILES = [*OPTIONS, *(("hydra/launcher", file.stem) for file in sorted((CONF / "hydra" / "launcher").glob("*.yaml")))]
-MISSING = {"json": "data.path=x.json", "hub": "data.path=x/y", "hf": "model.path=x/y"}
+MISSING = {
+    "json": ["data.path=x.json"],
+    "hub": ["data.path=x/y"],
+    "mix": ["+data@data.sources.a=json", "data.sources.a.path=x.json"],
+    "hf": ["model.path=x/y"],
+}
 # data and models that are `hub` and `hf` with a path: with every preset they would show the same as those two, and take
 # a quarter more time; test_known.py composes each once
 NAMED = {(g, o) for g, o in OPTIONS if re.search(r"^  - (hub|hf)$", (CONF / g / f"{o}.yaml").read_text(), re.MULTILINE)}
@@ -35,8 +40,8 @@ MATRIX = [pytest.param(preset, marks=() if preset in QUICK else pytest.mark.slow
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_compose(preset):
-    overrides = [f"+experiment={preset}", *(() if "toy" in str(composed_data(preset)) else MISSING.values())]
-    overrides = [o for o in overrides if o != MISSING["hub"]]
+    missing = [] if "toy" in str(composed_data(preset)) else [*MISSING["json"], *MISSING["hf"]]
+    overrides = [f"+experiment={preset}", *missing]
     assert check(compose(overrides, None), overrides).experiment == preset
 
 
@@ -54,7 +59,7 @@ def test_presets_compose_with_every_option(preset):
         chosen = {"data": "", "model": ""} | dict(compose(overrides, None).hydra.runtime.choices)
         if chosen["adapter"] != "none":
             overrides.append("adapter.merge=true")  # some models lie nowhere
-        overrides += [MISSING[str(chosen[g])] for g in ("data", "model") if chosen[g] in MISSING]
+        overrides += [of for g in ("data", "model") for of in MISSING.get(str(chosen[g]), ())]
         try:
             order = check(compose(overrides, None), overrides)
         except ConfigError as refused:

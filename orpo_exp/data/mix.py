@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from orpo_exp.data.base import DATA, DataConfig, FiniteConfig, Source, SourceData
 from orpo_exp.data.files import FileConfig, Files
-from orpo_exp.data.split import Part, divided
+from orpo_exp.data.split import Draw, Part, divided
 from orpo_exp.schema import ConfigError, setting
 
 
@@ -50,10 +50,9 @@ class Mix(Source):
             for of in fields(FiniteConfig):
                 given = getattr(source, of.name)
                 if given != of.default and given != getattr(self, of.name):
+                    allowed = f"as in the mix: {getattr(self, of.name)}"
                     do = f"Set data.{of.name}, which is that of all sources."
-                    raise ConfigError(
-                        f"sources.{name}.{of.name}", given, f"as in the mix: {getattr(self, of.name)}", do
-                    )
+                    raise ConfigError(f"sources.{name}.{of.name}", given, allowed, do)
 
     config: Config
 
@@ -63,17 +62,21 @@ class Mix(Source):
         train: list[Part] = []
         evaluation: list[Part] = []
         for name, config in c.sources.items():
+            assert isinstance(config, FileConfig)
             source = DATA.build(replace(config, cache=c.cache))
             assert isinstance(source, Files)
             try:
                 parts = source.parts(seed)
             except ConfigError as error:
-                raise error.under(f"sources.{name}") from None
+                key = f"data.sources.{name}.{error.key.removeprefix('data.')}"
+                raise ConfigError(key, error.given, error.allowed, error.do) from None
             for into, part in zip((train, evaluation), parts, strict=True):
                 if part is not None:
                     into.append(part.among(name, sum(before.rows for before in into)))
-        draw = partial(drawn, weights=[c.weights[name] for name in c.sources], repeat=c.repeat, seed=seed)
-        return divided(train, evaluation, c.eval_size, seed, c.deduplicate, draw if c.weights else torch.cat)
+        draw: Draw = torch.cat
+        if c.weights:
+            draw = partial(drawn, weights=[c.weights[name] for name in c.sources], repeat=c.repeat, seed=seed)
+        return divided(train, evaluation, c.eval_size, seed, c.deduplicate, draw)
 
 
 def drawn(of_sources: Sequence[Tensor], weights: Sequence[float], repeat: bool, seed: int) -> Tensor:

@@ -14,9 +14,8 @@ from orpo_exp.schema import ConfigError
 
 
 def written(path, name, count, first=0):
-    rows = [
-        {"prompt": f"{i}?", "chosen": f"{name} yes {i}", "rejected": f"{name} no"} for i in range(first, first + count)
-    ]
+    places = range(first, first + count)
+    rows = [{"prompt": f"{i}?", "chosen": f"{name} yes {i}", "rejected": f"{name} no"} for i in places]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -97,7 +96,7 @@ def test_skipped_rows_say_which_source_they_are_of(two, tmp_path):
     ("overrides", "key"),
     [
         (["~data.sources.b", "~data.sources.a"], r"data\.sources"),
-        (["data.sources.a.max_length=64"], r"data\.sources\.a\.max_length"),
+        (["data.sources.a.max_length=512"], r"data\.sources\.a\.max_length"),
         (["data.sources.a.eval_size=7"], r"data\.sources\.a\.eval_size"),
         (["+data.weights.a=1"], r"data\.weights.*one for each of a, b"),
         (["+data.weights={a: 1, b: 0}"], r"data\.weights.*above 0"),
