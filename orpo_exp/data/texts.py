@@ -43,6 +43,7 @@ class Texts(Sequence[PreferencePair]):
         self.kept, self.folder, self.places, self.first_row = kept, folder, places, first_row
         self.key = folder.name if places is None else f"{folder.name} {digest_of(places)}"
         self._file = Mapped(folder / PAIRS)
+        self._rows = [batch.column("row").to_numpy() for batch in self._file.batches]
         self._size = sum(map(len, self._file.batches)) if places is None else len(places)
 
     def only(self, places: Tensor) -> "Texts":
@@ -71,7 +72,7 @@ class Texts(Sequence[PreferencePair]):
     def row(self, place: int) -> int:
         """The number of a pair's row."""
         batch, at = self._where(place)
-        return self.first_row + int(self._file.batches[batch].column("row")[at].as_py())
+        return self.first_row + int(self._rows[batch][at])
 
     def hashes(self) -> Tensor:
         """(n, 2) int64: equal where prompt and answers are, and by no chance else."""

@@ -54,7 +54,7 @@ class Tokens(Sequence[TokenizedPair]):
         batch, at = divmod(place, AT_ONCE)
         self._file.read()
         parts = (values[offsets[at] : offsets[at + 1]] for offsets, values in (side[batch] for side in self._sides))
-        prompt, chosen, rejected = (torch.tensor(part) for part in parts)
+        prompt, chosen, rejected = (torch.from_numpy(part.copy()) for part in parts)
         return TokenizedPair(self.texts.row(place), prompt, chosen, rejected)
 
     def _marks(self, name: str) -> Tensor:
