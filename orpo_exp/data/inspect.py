@@ -3,16 +3,20 @@
 python -m orpo_exp.data.inspect +experiment=orpo data.path=pairs.jsonl model.path=./my-model
 """
 
+import hashlib
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+from torch import Tensor
 
+from orpo_exp.data.kept import AT_ONCE
 from orpo_exp.data.tokenize import TokenizedData, prepare, training_texts
 from orpo_exp.types import TokenizedPair
 
@@ -59,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def inspected(pairs: TokenizedData, tokenizer: Any, batch: int) -> RenderableType:
     """The page. batch: pairs of an optimizer step."""
-    train = pairs.train(range(ENDLESS if pairs.size is None else pairs.size))
-    size = f"{len(train):,} of an endless source" if pairs.size is None else f"{pairs.size:,}"
+    count = ENDLESS if pairs.size is None else pairs.size
+    seen = Seen.of(pairs, count)
+    size = f"{count:,} of an endless source" if pairs.size is None else f"{count:,}"
     form = f", rows as {pairs.form}" if pairs.form else ""
     parts: list[RenderableType] = [
         Text(f"{size} training pairs, {len(pairs.held_out):,} held out{form}", style="bold"),
@@ -70,15 +75,10 @@ def inspected(pairs: TokenizedData, tokenizer: Any, batch: int) -> RenderableTyp
             "Scored as ", ("chosen", CHOSEN), ", as ", ("rejected", REJECTED), ", read as ", ("prompt", PROMPT)
         ),
     ]
-    parts += [coloured(pair, tokenizer) for pair in train[:SHOWN]]
-    lengths = {
-        "prompt": [len(pair.prompt_ids) for pair in train],
-        "chosen": [len(pair.chosen_ids) for pair in train],
-        "rejected": [len(pair.rejected_ids) for pair in train],
-    }
-    parts += ["", figures(pairs, train, lengths, batch), ""]
+    parts += [coloured(pair, tokenizer) for pair in pairs.train(range(min(SHOWN, count)))]
+    parts += ["", figures(pairs, seen, batch), ""]
     for name, style in (("prompt", PROMPT), ("chosen", CHOSEN), ("rejected", REJECTED)):
-        parts += [Text(f"tokens of {name}", "bold"), histogram(lengths[name], style)]
+        parts += [Text(f"tokens of {name}", "bold"), histogram(seen.lengths[name], style)]
     return Group(*parts)
 
 
@@ -97,29 +97,49 @@ def coloured(pair: TokenizedPair, tokenizer: Any) -> Text:
     return Text.assemble((f"row {pair.row}", "bold"), *lines)
 
 
-def figures(
-    pairs: TokenizedData, train: Sequence[TokenizedPair], lengths: Mapping[str, Sequence[int]], batch: int
-) -> Table:
+@dataclass(frozen=True)
+class Seen:
+    """What is remembered of training pairs. lengths: of each part, in tokens. prompts, whole: how often each is there,
+    by its hash."""
+
+    lengths: dict[str, list[int]]
+    prompts: Counter[bytes]
+    whole: Counter[bytes]
+
+    @staticmethod
+    def of(pairs: TokenizedData, count: int) -> "Seen":
+        """Look at so many of them, a number at a time."""
+        seen = Seen({"prompt": [], "chosen": [], "rejected": []}, Counter(), Counter())
+        for first in range(0, count, AT_ONCE):
+            for pair in pairs.train(range(first, min(first + AT_ONCE, count))):
+                for name, ids in zip(seen.lengths, (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids), strict=True):
+                    seen.lengths[name].append(len(ids))
+                seen.prompts[_key(pair.prompt_ids)] += 1
+                seen.whole[_key(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)] += 1
+        return seen
+
+
+def figures(pairs: TokenizedData, seen: Seen, batch: int) -> Table:
     """What one should know of the data, a line each."""
-    chosen, rejected = lengths["chosen"], lengths["rejected"]
-    whole = [sum(of) for of in zip(*lengths.values(), strict=True)]
+    chosen, rejected = seen.lengths["chosen"], seen.lengths["rejected"]
+    whole = [sum(of) for of in zip(*seen.lengths.values(), strict=True)]
     # two rows a pair, each as long as the longest of its step
-    longest = [p + max(c, r) for p, c, r in zip(lengths["prompt"], chosen, rejected, strict=True)]
+    longest = [p + max(c, r) for p, c, r in zip(seen.lengths["prompt"], chosen, rejected, strict=True)]
     padded = sum(2 * len(longest[i : i + batch]) * max(longest[i : i + batch]) for i in range(0, len(longest), batch))
-    twice = sum(whole) + sum(lengths["prompt"])
-    prompts = Counter(tuple(pair.prompt_ids.tolist()) for pair in train)
-    alike = len(train) - len({_key(pair) for pair in train})
-    held = {_key(pair) for pair in pairs.held_out}
-    both = sum(_key(pair) in held for pair in train)
-    longer = sum(c > r for c, r in zip(chosen, rejected, strict=True)) / len(train)
+    twice = sum(whole) + sum(seen.lengths["prompt"])
+    alike = len(whole) - len(seen.whole)
+    held = {_key(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) for pair in pairs.held_out}
+    both = sum(count for key, count in seen.whole.items() if key in held)
+    several = sum(count > 1 for count in seen.prompts.values())
+    longer = sum(c > r for c, r in zip(chosen, rejected, strict=True)) / len(whole)
     difference = statistics.fmean(c - r for c, r in zip(chosen, rejected, strict=True))
-    average, again = statistics.fmean(whole), sum(lengths["prompt"]) / twice
+    average, again = statistics.fmean(whole), sum(seen.lengths["prompt"]) / twice
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, said in {
         "tokens": f"{sum(whole):,}, {average:,.0f} a pair with its prompt once; {pairs.truncated:,} pairs cut",
         "padding": f"{1 - twice / padded:.0%} of all, were each answer padded to the longest of its step",
         "prompts": f"{again:.0%} of the rest are prompts a second time, were each answer a row",
-        "shared prompts": f"{sum(n > 1 for n in prompts.values()):,} of {len(prompts):,} prompts have several pairs",
+        "shared prompts": f"{several:,} of {len(seen.prompts):,} prompts have several pairs",
         "duplicates": f"{alike:,} pairs are there more than once; {both:,} are held out as well",
         "length bias": f"the chosen answer is the longer one in {longer:.0%}, by {difference:+.1f} tokens on average",
     }.items():
@@ -144,8 +164,8 @@ def histogram(numbers: Sequence[int], style: str) -> Table:
     return table
 
 
-def _key(pair: TokenizedPair) -> tuple[bytes, ...]:
-    return tuple(ids.numpy().tobytes() for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
+def _key(*parts: Tensor) -> bytes:
+    return hashlib.blake2b(b"".join(len(ids).to_bytes(4) + ids.numpy().tobytes() for ids in parts)).digest()[:16]
 
 
 def _few(rows: Sequence[int]) -> str:
