@@ -27,32 +27,31 @@ class Kept:
     def __init__(self, folder: str) -> None:
         self.root = Path(folder).expanduser()
 
-    def find(self, kind: str, facts: Any) -> Path | None:
-        """The folder of this kind for these facts; None where it was not made yet."""
-        folder = self.root / f"{kind}-{key_of(facts)}"
-        return folder if folder.is_dir() else None
-
     def make(self, kind: str, facts: Any, fill: Callable[[Path], None]) -> Path:
-        """The same, filled where it was not yet: by one of the processes that ask, for which the others wait.
+        """The folder of this kind for these facts, filled where it is not there yet: by one of the processes that ask,
+        for which the others wait.
 
         Raises ConfigError where nothing can be written.
         """
         folder = self.root / f"{kind}-{key_of(facts)}"
+        if folder.is_dir():
+            return folder
+        beside = self.root / f".{folder.name}.{socket.gethostname()}.{os.getpid()}"
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             with locked(self.root / f".{folder.name}.lock"):
                 if not folder.is_dir():
-                    beside = self.root / f".{folder.name}.{socket.gethostname()}.{os.getpid()}"
                     self._clear(folder.name)
                     beside.mkdir()
-                    try:
-                        fill(beside)
-                        beside.rename(folder)
-                    finally:
-                        shutil.rmtree(beside, ignore_errors=True)
+                    fill(beside)
+                    beside.rename(folder)
         except OSError as error:
-            allowed = "a folder that can be written, with room for the data"
-            raise ConfigError("data.cache", str(self.root), allowed, f"{error.strerror}: name another one.") from error
+            if not folder.is_dir():  # else another machine has made it, where locks do not hold
+                allowed = "a folder that can be written, with room for the data"
+                do = f"{error.strerror}: name another one."
+                raise ConfigError("data.cache", str(self.root), allowed, do) from error
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
         return folder
 
     def _clear(self, name: str) -> None:
