@@ -108,7 +108,6 @@ RUN = {
     for title, section in SECTIONS.items()
     if (found := [command for command in commands(section) if str(command) not in NOT_RUN])
 }
-SEVERAL_RANKS = ("The same curve everywhere", "Models that outgrow one device")
 PYTHON = blocks(README, "python")
 
 
@@ -186,10 +185,8 @@ def torchrun(command: Command) -> int:
     return subprocess.run(command.bounded, env=here, timeout=180, check=False).returncode
 
 
-@pytest.mark.parametrize(
-    "title",
-    [pytest.param(title, marks=pytest.mark.parallel if title in SEVERAL_RANKS else pytest.mark.slow) for title in RUN],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("title", RUN)
 def test_a_sections_commands_do_what_it_says(title, reader, monkeypatch, capfd):
     monkeypatch.setattr(sys, "argv", ["python"])
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -195,11 +195,12 @@ def recognised(columns: set[str], first: Row) -> str | None:
 
 
 class NoForm(Exception):
-    """Rows in none of the forms, or not in the one that was asked for; columns: those that they have."""
+    """Rows in none of the forms, or not in the one that was asked for. columns: those that they have; missing: those
+    that were named and are not among them."""
 
-    def __init__(self, columns: set[str]) -> None:
-        super().__init__(f"columns {', '.join(sorted(columns)) or '(none)'}")
-        self.columns = columns
+    def __init__(self, columns: set[str], missing: set[str]) -> None:
+        lacks = f", and no {', '.join(sorted(missing))}" if missing else ""
+        super().__init__(f"columns {', '.join(sorted(columns)) or '(none)'}{lacks}")
 
 
 def pairs_of(rows: Iterable[Row | Broken], form: str, columns: Mapping[str, str], seed: int) -> tuple[str, Found]:
@@ -218,13 +219,14 @@ def pairs_of(rows: Iterable[Row | Broken], form: str, columns: Mapping[str, str]
     whole: list[Row] = []
     for row in seen:
         first.append(row)
-        whole += [] if isinstance(row, Broken) else [ours(row)]
+        whole += [] if isinstance(row, Broken) else [row]
         if len(whole) == LOOKED_AT:
             break
-    there = {name for row in whole for name, of in row.items() if of is not None}
-    name = recognised(there, whole[0]) if form == AUTO and whole else form
+    there = {name for row in whole for name, of in ours(row).items() if of is not None}
+    name = recognised(there, ours(whole[0])) if form == AUTO and whole else form
     if whole and (name is None or not FORMS[name].has_columns(there)):
-        raise NoForm(there)
+        own = {name for row in whole for name, of in row.items() if of is not None}
+        raise NoForm(own, set(columns.values()) - own)
     if not whole:
         name = next(iter(FORMS))  # nothing will be read by it
     assert name is not None

@@ -76,6 +76,8 @@ def test_other_names_of_columns_are_told_and_a_system_message_goes_before_the_pr
     assert asked == [PreferencePair(0, (BE_KIND, HI), "Hello!", "What?")]
     with pytest.raises(NoForm, match="better, question, worse"):
         found_of([{k: v for k, v in row.items() if k != "system"}], AUTO, {}, seed=0)
+    with pytest.raises(NoForm, match="columns better, question, system, worse, and no bad, good"):
+        found_of([row], AUTO, {"prompt": "question", "chosen": "good", "rejected": "bad"}, seed=0)
 
 
 def test_the_best_answer_is_set_against_one_that_the_seed_chooses_and_ties_are_left_out():
