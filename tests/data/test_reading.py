@@ -160,14 +160,36 @@ def test_a_file_that_cannot_be_used_gets_one_message_that_names_it(tmp_path, nam
     assert name in str(refused.value)
 
 
+def said(text):
+    """Two answers to a question, in each of the forms but TRL's plain one."""
+    hi, yes, no = ({"role": r, "content": c} for r, c in (("user", text), ("assistant", "Yes"), ("assistant", "No")))
+    scored = [{"response": of["content"], "overall_score": len(of["content"])} for of in (yes, no)]
+    return {
+        "turns": [{"prompt": [hi], "chosen": [yes], "rejected": [no]}],
+        "implicit": [{"chosen": [hi, yes], "rejected": [hi, no]}],
+        "implicit-text": [{"chosen": f"{text} Yes", "rejected": f"{text} No"}],
+        "sharegpt": [{"conversations": [{"from": "human", "value": text}], "chosen": yes, "rejected": no}],
+        "colossalchat": [{"context": [hi], "chosen": [yes], "rejected": [no]}],
+        "hh": [{side: f"\n\nHuman: {text}\n\nAssistant: {of}" for side, of in (("chosen", "Yes"), ("rejected", "No"))}],
+        "ultrafeedback": [{"instruction": text, "completions": scored}],
+        "kto": [{"prompt": text, "completion": of, "label": of == "Yes"} for of in ("Yes", "No")],
+    }
+
+
 def test_of_a_folder_each_file_counts_its_own_rows_and_the_good_ones_train(tmp_path):
     for name, content in WHOLE.items():
         (tmp_path / name).write_bytes(content)
+    forms = {name: [row for i in range(5) for row in said(f"Question {i}?")[name]] for name in said("")}
+    for name, rows in forms.items():
+        (tmp_path / f"{name}.jsonl").write_bytes(jsonl(map(json.dumps, rows)))
     (tmp_path / "README.md").write_text("no data")
     (tmp_path / "broken.jsonl").write_bytes(with_line(7, b"x"))
     data = JsonFiles(JsonFiles.Config(path=str(tmp_path), eval_size=2)).load(seed=0)
-    assert data.size + len(data.held_out) == 40 * len(WHOLE) + 39
+    assert data.size + len(data.held_out) == 40 * len(WHOLE) + 39 + 5 * len(forms)
     assert data.skipped == {"broken.jsonl: not JSON": [7]}
+    asked = [pair for pair in [*data.train, *data.held_out] if "Question 3?" in str(pair.prompt)]
+    assert {(pair.chosen.strip(), pair.rejected.strip()) for pair in asked} == {("Yes", "No")}
+    assert len(asked) == len(forms)
 
 
 def test_max_skipped_says_how_much_may_be_broken(tmp_path):
