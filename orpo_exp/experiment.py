@@ -8,35 +8,29 @@ import traceback
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from orpo_exp.adapters import ADAPTERS, Adapter
-from orpo_exp.config import SPLIT, RunConfig, check_plugin, resolved
+from orpo_exp.config import RunConfig, check_plugin, resolved
 from orpo_exp.data import DATA
 from orpo_exp.data.order import Order
 from orpo_exp.data.tokenize import TokenizedData, prepare, training_texts
-from orpo_exp.layouts import LAYOUTS
-from orpo_exp.losses import LAM_SCHEDULES, LOSSES, Loss
-from orpo_exp.metrics import Direction
 from orpo_exp.models import MODELS, CausalLM
-from orpo_exp.optimizers import OPTIMIZERS, SCHEDULERS, OptimizerFactory
+from orpo_exp.optimizers import OptimizerFactory
 from orpo_exp.plugins import PLUGINS, Place, Plugin, Which
 from orpo_exp.plugins.memory import told
 from orpo_exp.plugins.precision import arithmetic_as_before
 from orpo_exp.plugins.ranks import RefusedByMain, left_afterwards
-from orpo_exp.runs.folder import RunFolder, package_versions
+from orpo_exp.preparing import Read, loop_over, ready
+from orpo_exp.runs.folder import RunFolder
 from orpo_exp.runs.order import RunOrder
-from orpo_exp.runs.resuming import check_checkpoint, find_checkpoint, has_work
+from orpo_exp.runs.resuming import check_checkpoint, has_work, manifest
 from orpo_exp.schema import Refused
 from orpo_exp.tracking import TRACKERS, RunInfo, Trackers
 from orpo_exp.tracking.jsonl import Jsonl
 from orpo_exp.tracking.logs import Messages
-from orpo_exp.training import Loop, TrainingDiverged, write_samples
+from orpo_exp.training import TrainingDiverged, answers, write_samples
 from orpo_exp.training.checkpoints import Checkpoints, Keep, NotSaved
-from orpo_exp.training.layout import Used, checked, settle
-from orpo_exp.training.reference import REFERENCES
-from orpo_exp.training.sharing import Sharing
-from orpo_exp.training.stop import Stopped, StopRequest
+from orpo_exp.training.stop import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +120,21 @@ def run(order: RunOrder, place: Place | None = None) -> RunResult:
     return result
 
 
+def read(order: RunOrder) -> Read:
+    """Data, tokenizer, and how to make the model: everything that needs no device."""
+    config = order.config
+    data = order.data or DATA.build(config.data).load(config.seed)
+    source = MODELS.build(config.model)
+    policy = source.prepare(training_texts(data), config.seed)
+    pairs = prepare(data, policy.tokenizer, config.data)
+    pairs = pairs.within(source.positions())
+    adapter = ADAPTERS.build(config.adapter)
+    build = adapter.on(policy.build, source.found_at, config.seed)
+    steps = Order(pairs.size, config.train.global_batch_size, config.seed)
+    max_steps = config.train.total_steps(steps.steps_per_epoch)
+    return Read(policy, adapter, build, lambda: source.digest(config.seed) + adapter.digest(), pairs, steps, max_steps)
+
+
 def train(
     plugin: Plugin,
     order: RunOrder,
@@ -140,37 +149,12 @@ def train(
     launcher's own handlers too, would cut into the writing.
     """
     config, ranks = order.config, plugin.ranks
-    data = order.data or DATA.build(config.data).load(config.seed)
-    source = MODELS.build(config.model)
-    policy = source.prepare(training_texts(data), config.seed)
-    pairs = prepare(data, policy.tokenizer, config.data)
-    pairs = pairs.within(source.positions())
-    adapter = ADAPTERS.build(config.adapter)
-    build = adapter.on(policy.build, source.found_at, config.seed)
-    digest = ranks.from_main(lambda: source.digest(config.seed) + adapter.digest())
+    inputs = read(order)
+    digest = ranks.from_main(inputs.digest)
+    prepared = ready(plugin, order, inputs)
+    policy, pairs, max_steps, found = inputs.policy, inputs.pairs, inputs.max_steps, prepared.found
 
-    steps = Order(pairs.size, config.train.global_batch_size, config.seed)
-    max_steps = config.train.total_steps(steps.steps_per_epoch)
-    loss = LOSSES.build(config.loss)
-    optimizer = OPTIMIZERS.build(config.optimizer)
-    found: tuple[str, dict[str, Any]] | None = ranks.from_main(lambda: find_checkpoint(order))
-    used_before = Used.recorded(found[1] if found else None, config.choices["layout"])
-    sample = pairs.train(steps.positions(1))
-    layout = settle(config.layout, sample, policy.one_text_a_row, used_before)
-    plugin.prepare(build, optimizer.make, config.train.max_grad_norm)
-    if not used_before:
-        layout = checked(layout, plugin, sample)
-    used = Used(LAYOUTS.name(layout), used_before.micro_batch_tokens if used_before else plugin.micro_batch_tokens)
-    most_tokens = config.train.micro_batch_tokens or used.micro_batch_tokens
-    sharing = Sharing(layout, ranks, loss.needs, config.train.micro_batch_pairs, most_tokens)
-    reference = REFERENCES.build(config.reference, plugin, sharing) if loss.needs_reference else None
-    if reference and reference.of_trained:
-        plugin.hold_beginning()
-    elif reference and reference.beside_policy:
-        plugin.hold_reference(build)
-    plugin.seed(config.seed)  # after what draws weights
-
-    about = manifest(config, plugin, used, pairs, digest)
+    about = manifest(config, plugin, prepared.used, pairs, digest)
     if found:
         ranks.from_main(lambda: check_checkpoint(order, *found, about))
     if folder:
@@ -178,36 +162,30 @@ def train(
         trackers.trackers += [Jsonl(), *(TRACKERS.build(of) for of in config.tracker.values()), *order.trackers]
         begun_at = found[1]["step"] if found else 0
         trackers.start(RunInfo(order.folder, order.experiment, resolved(config), max_steps, begun_at))
-    report(plugin, optimizer, config, policy, pairs, adapter)
+    report(plugin, prepared.optimizer, config, policy, pairs, inputs.adapter)
 
     def describe(folder: Path) -> None:
         plugin.models[Which.policy].save_config(folder)
         policy.tokenizer.save_pretrained(folder)
-        adapter.describe(folder)
+        inputs.adapter.describe(folder)
 
-    scheduler = SCHEDULERS.build(config.scheduler, max_steps)
-    moves = reference is not None and reference.moves
-    loop = Loop(
-        train=config.train,
-        plugin=plugin,
-        sharing=sharing,
-        loss=loss,
-        lam_schedule=LAM_SCHEDULES.build(config.lam_schedule, loss.weight, max_steps),
-        learning_rate=lambda step: optimizer.lr * scheduler.factor(step),
-        data=pairs,
-        order=steps,
-        trackers=trackers,
-        reference=reference,
-        max_steps=max_steps,
-        checkpoints=Checkpoints(order.folder / "checkpoints", plugin, about, keep(config, loss), moves, describe),
-        stop=StopRequest(),
+    moves = prepared.reference is not None and prepared.reference.moves
+    best = Keep.asked(config.train, prepared.loss)
+    checkpoints = Checkpoints(order.folder / "checkpoints", plugin, about, best, moves, describe)
+    loop = loop_over(
+        plugin,
+        order,
+        inputs,
+        prepared,
+        trackers,
+        checkpoints,
         note_step=lambda step: folder.note(steps=step) if folder else None,
     )
     to_the_end.enter_context(loop.stop.listening())
-    if reference:
+    if prepared.reference:
         seen = max_steps * config.train.global_batch_size if pairs.size is None else pairs.size
-        reference.begin(pairs, seen, order.folder, loop.stop)
-    before = answers(plugin, policy, pairs, config)
+        prepared.reference.begin(pairs, seen, order.folder, loop.stop)
+    before = answers(plugin, policy.tokenizer, pairs, config.train)
     if found:
         loop.resume(Path(found[0]))
         log.info("resumed at step %d of %d, from %s", loop.step, max_steps, found[0])
@@ -220,49 +198,13 @@ def train(
         name = signal.Signals(loop.stopped_by).name
         log.warning("Stopped by %s after step %d of %d; everything is saved.", name, loop.step, max_steps)
         raise Stopped(loop.stopped_by)
-    after = answers(plugin, policy, pairs, config)
+    after = answers(plugin, policy.tokenizer, pairs, config.train)
     plugin.save_weights(order.folder / "model")
     if folder:
         policy.tokenizer.save_pretrained(order.folder / "model")
         answered = {"before training": before, "after training": after}
         write_samples(order.folder / "samples.md", pairs.texts[: config.train.samples], answered)
         draw_plots(order.folder)
-
-
-def manifest(config: RunConfig, plugin: Plugin, used: Used, pairs: TokenizedData, model_digest: str) -> dict[str, Any]:
-    """What a checkpoint says of its run: what must be the same where another one goes on from it, and how the work was
-    split, which need not."""
-    whole = resolved(config)
-    split = {
-        "ranks": plugin.ranks.world_size,
-        "micro_batch_size": config.train.micro_batch_size,
-        "micro_batch_tokens": config.train.micro_batch_tokens,
-        **used.record(),
-        **{group: config.choices.get(group) for group in SPLIT},
-        **{f"{group}.{key}": value for group in SPLIT for key, value in whole[group].items()},
-    }
-    return {
-        "plugin": plugin.checkpoint_form,
-        "split": split,
-        "versions": package_versions(),
-        "settings": config.numeric(),
-        "data": pairs.fingerprint(),
-        "model": model_digest,
-    }
-
-
-def keep(config: RunConfig, loss: Loss) -> Keep:
-    """Which checkpoints the settings keep."""
-    train = config.train
-    good = train.best_direction or (loss.metrics[train.best_metric].good if train.keep_best else None)
-    return Keep(train.keep_last, train.keep_best, train.best_metric, -1.0 if good is Direction.min else 1.0)
-
-
-def answers(plugin: Plugin, policy: CausalLM, pairs: TokenizedData, config: RunConfig) -> list[str]:
-    """Greedy answers to the first held-out prompts, as text."""
-    prompts = [pair.prompt_ids for pair in pairs.held_out[: config.train.samples]]
-    generated = plugin.models[Which.policy].generate(prompts, config.train.sample_tokens, policy.tokenizer.eos_token_id)
-    return [policy.tokenizer.decode(ids) for ids in generated]
 
 
 def report(

@@ -8,11 +8,15 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from orpo_exp.config import SPLIT, resolved
+from orpo_exp.config import SPLIT, RunConfig, resolved
+from orpo_exp.data.tokenize import TokenizedData
+from orpo_exp.plugins import Plugin
+from orpo_exp.runs.folder import package_versions
 from orpo_exp.runs.order import AUTO, NEVER, RunOrder
 from orpo_exp.runs.states import alive, read_result, requeued_from, slurm_queue
 from orpo_exp.schema import ConfigError, Refused, flat
 from orpo_exp.training.checkpoints import MANIFEST, listed_checkpoints, newest_valid, verify
+from orpo_exp.training.layout import Used
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +60,28 @@ def find_checkpoint(order: RunOrder) -> tuple[str, dict[str, Any]] | None:
         path = Path(given).resolve()
         found = newest_valid(path / "checkpoints") if (path / "checkpoints").is_dir() else (path, verify(path))
     return None if found is None else (str(found[0]), found[1])
+
+
+def manifest(config: RunConfig, plugin: Plugin, used: Used, pairs: TokenizedData, model_digest: str) -> dict[str, Any]:
+    """What a checkpoint says of its run: what must be the same where another one goes on from it, and how the work was
+    split, which need not."""
+    whole = resolved(config)
+    split = {
+        "ranks": plugin.ranks.world_size,
+        "micro_batch_size": config.train.micro_batch_size,
+        "micro_batch_tokens": config.train.micro_batch_tokens,
+        **used.record(),
+        **{group: config.choices.get(group) for group in SPLIT},
+        **{f"{group}.{key}": value for group in SPLIT for key, value in whole[group].items()},
+    }
+    return {
+        "plugin": plugin.checkpoint_form,
+        "split": split,
+        "versions": package_versions(),
+        "settings": config.numeric(),
+        "data": pairs.fingerprint(),
+        "model": model_digest,
+    }
 
 
 def check_checkpoint(order: RunOrder, checkpoint: str, manifest: Mapping[str, Any], about: Mapping[str, Any]) -> None:

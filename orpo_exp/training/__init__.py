@@ -2,6 +2,6 @@
 
 from orpo_exp.training.loop import Loop
 from orpo_exp.training.metrics import TrainingDiverged
-from orpo_exp.training.samples import write_samples
+from orpo_exp.training.samples import answers, write_samples
 
-__all__ = ["Loop", "TrainingDiverged", "write_samples"]
+__all__ = ["Loop", "TrainingDiverged", "answers", "write_samples"]

@@ -21,8 +21,11 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from orpo_exp.losses import Loss
+from orpo_exp.metrics import Direction
 from orpo_exp.plugins import Plugin
 from orpo_exp.schema import Refused
+from orpo_exp.training.settings import TrainConfig
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +54,12 @@ class Keep:
     best: int = 0
     metric: str = ""
     sign: float = 1.0
+
+    @staticmethod
+    def asked(train: TrainConfig, loss: Loss) -> "Keep":
+        """Which checkpoints the settings keep."""
+        good = train.best_direction or (loss.metrics[train.best_metric].good if train.keep_best else None)
+        return Keep(train.keep_last, train.keep_best, train.best_metric, -1.0 if good is Direction.min else 1.0)
 
 
 class Checkpoints:

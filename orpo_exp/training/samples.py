@@ -2,8 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from orpo_exp.data.tokenize import TokenizedData
+from orpo_exp.plugins import Plugin, Which
+from orpo_exp.training.settings import TrainConfig
 from orpo_exp.types import PreferencePair
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def answers(
+    plugin: Plugin, tokenizer: "PreTrainedTokenizerBase", pairs: TokenizedData, train: TrainConfig
+) -> list[str]:
+    """Greedy answers to the first held-out prompts, as text."""
+    prompts = [pair.prompt_ids for pair in pairs.held_out[: train.samples]]
+    generated = plugin.models[Which.policy].generate(prompts, train.sample_tokens, tokenizer.eos_token_id)
+    return [tokenizer.decode(ids) for ids in generated]
 
 
 def write_samples(path: Path, pairs: Sequence[PreferencePair], answers: dict[str, list[str]]) -> None:
