@@ -54,9 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if place is not None:
                 do = "Start it without torchrun: the launcher starts the ranks of each point (processes=...)."
                 raise ConfigError("--multirun", "torchrun", "a sweep that is started once", do)
-            return carry_out(
-                *planned_sweep(args.overrides, args.config_dir), ["python", "-m", "orpo_exp", *sys.argv[1:]]
-            )
+            planned, folder, launcher = planned_sweep(args.overrides, args.config_dir)
+            if any(order.config.plan_only for order in planned.to_run):
+                from orpo_exp.planning import plan_sweep
+
+                return plan_sweep(planned.to_run, launcher)
+            return carry_out(planned, folder, launcher, ["python", "-m", "orpo_exp", *sys.argv[1:]])
         composed = compose(args.overrides, args.config_dir)
         launcher = chosen_launcher(composed)
         order = check(composed, args.overrides, args.config_dir)
@@ -65,7 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not has_work(order):  # of torchrun's ranks the main one will ask
                 print(f"This run has completed already: {order.folder}")
                 return 0
-        return start(dataclasses.replace(order, data=preflight(order)), place, launcher)
+        order = dataclasses.replace(order, data=preflight(order))
+        if order.config.plan_only:
+            from orpo_exp.planning import plan_run
+
+            return plan_run(order, place, launcher)
+        return start(order, place, launcher)
     except (ConfigError, *ComposeError) as error:
         if place is None or place.rank == 0:
             print(error_page(explain(error, args.overrides)), file=sys.stderr)

@@ -67,6 +67,7 @@ class RunConfig(Settings):
     train: TrainConfig = field(default_factory=TrainConfig)
     seed: int = setting(0, ge=0, lt=2**31)
     processes: int | None = setting(None, ge=1, affects_numbers=False)
+    plan_only: bool = setting(False, affects_numbers=False)
     resume: str = setting("auto", affects_numbers=False)
     sweep: SweepConfig = field(default_factory=SweepConfig, metadata=NOT_NUMERIC)
     choices: dict[str, str] = field(default_factory=dict)

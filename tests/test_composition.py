@@ -97,11 +97,11 @@ def test_every_key_of_an_option_is_explained_and_every_field_has_its_key_and_its
 
 def test_run_wide_keys_are_explained_and_have_their_defaults():
     text = (CONF / "config.yaml").read_text()
-    keys = ["seed", "resume", "processes", "sweep", "train"]
+    keys = ["seed", "resume", "processes", "plan_only", "sweep", "train"]
     given = OmegaConf.masked_copy(OmegaConf.load(CONF / "config.yaml"), keys)
     assert set(given.train) == {f.name for f in fields(TrainConfig)}
     assert not differing(given, OmegaConf.structured(RunConfig))
-    own = [f.name for f in fields(RunConfig) if f.name in ("seed", "processes")]
+    own = [f.name for f in fields(RunConfig) if f.name in ("seed", "processes", "plan_only")]
     for key in [*own, *(f.name for f in fields(TrainConfig))]:
         assert re.search(rf"^ *{key}: .* # \S", text, re.MULTILINE), key
 

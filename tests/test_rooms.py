@@ -19,6 +19,7 @@ FLOORS = (
     ("launchers",),
     ("composition",),
     ("user_errors", "help_page"),
+    ("planning",),
     ("cli",),
     ("api",),
     ("__main__", "__init__"),

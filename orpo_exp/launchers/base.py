@@ -17,6 +17,25 @@ class LauncherConfig(Settings):
     """What every launcher's configuration is one of."""
 
 
+@dataclass(frozen=True)
+class Elsewhere:
+    """Where runs are run if not here. ranks: of each. device: cpu or cuda. sharers: ranks that share the memory there
+    is; there: its bytes, None where that is not known."""
+
+    ranks: int
+    device: str
+    sharers: int
+    there: int | None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What was found out about where runs are to be run. fine: False where they never would be."""
+
+    fine: bool
+    text: str
+
+
 class Launcher(ABC):
     """Runs a single run, or the points of a sweep. Both return an exit code, and may return before all has ended.
 
@@ -40,6 +59,22 @@ class Launcher(ABC):
     @abstractmethod
     def sweep(self, folder: Path, orders: Sequence[RunOrder], entry: Entry) -> int:
         """Run points of the sweep in `folder`, whose sweep.json knows them. Each that ends rebuilds the summary."""
+
+    @abstractmethod
+    def at_a_time(self, orders: Sequence[RunOrder]) -> int:
+        """How many points of a sweep are run side by side, at most."""
+
+    def elsewhere(self) -> Elsewhere | None:
+        """Where runs are run; None: here."""
+        return None
+
+    def time_limit(self) -> float | None:
+        """Seconds after which a run is cut off, to go on later; None: never."""
+        return None
+
+    def findings(self) -> list[Finding]:
+        """Whether what is asked for is there, as far as that can be found out without asking for it."""
+        return []
 
 
 LAUNCHERS: Registry[Launcher] = Registry("launcher")

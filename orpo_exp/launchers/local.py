@@ -115,6 +115,10 @@ class Local(Launcher):
                 CONSOLE.print(Text(f"{name} ended with exit code {code}: {logs / name}.log"), soft_wrap=True)
         return 128 + received[0] if received else max(ended.values(), default=0)
 
+    @override
+    def at_a_time(self, orders: Sequence[RunOrder]) -> int:
+        return len(self.slots(orders))
+
     def slots(self, orders: Sequence[RunOrder]) -> list[Slot]:
         """The machine's GPUs and cores, split among the points that run at a time."""
         gpus, cores = visible_gpus(), len(os.sched_getaffinity(0))

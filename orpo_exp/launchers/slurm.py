@@ -9,7 +9,8 @@ from typing import Any
 
 from typing_extensions import override
 
-from orpo_exp.launchers.base import LAUNCHERS, Launcher, LauncherConfig
+from orpo_exp.launchers import cluster
+from orpo_exp.launchers.base import LAUNCHERS, Elsewhere, Finding, Launcher, LauncherConfig
 from orpo_exp.launchers.job import Entry, SlurmTask
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.runs.states import slurm_queue
@@ -19,6 +20,9 @@ from orpo_exp.sweeps.sweep_file import Sweep, change_sweep
 
 # submitit counts how often a job ran into its time limit. A run that comes back goes on: no number is too many.
 REQUEUES = 1_000_000
+# What a hub holds was fetched where the command was given: jobs ask none, for a node may have no network. Who has set
+# these variables otherwise, there or in `setup`, has the say.
+OFFLINE = [f"export {name}=${{{name}:-1}}" for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")]
 # What submitit calls the same.
 SAME = ("partition", "account", "qos", "constraint", "nodes", "gpus_per_node", "cpus_per_task", "signal_delay_s")
 
@@ -104,6 +108,39 @@ class Slurm(Launcher):
         )
         return follow(folder) if self.config.wait else 0
 
+    @property
+    def tasks_per_node(self) -> int:
+        """Ranks on each node."""
+        return self.config.tasks_per_node or self.config.gpus_per_node or 1
+
+    @property
+    def memory_mb(self) -> int | None:
+        """On each node; None: the cluster's default."""
+        return round(1024 * self.config.mem_gb) if self.config.mem_gb else None
+
+    @override
+    def time_limit(self) -> float:
+        return 60.0 * self.config.timeout_min
+
+    @override
+    def at_a_time(self, orders: Sequence[RunOrder]) -> int:
+        return min(self.config.array_parallelism, len(orders))
+
+    @override
+    def elsewhere(self) -> Elsewhere:
+        """Of a GPU's memory nothing is known here."""
+        ranks, gpus = self.config.nodes * self.tasks_per_node, self.config.gpus_per_node
+        if gpus:
+            return Elsewhere(ranks, "cuda", 1, None)
+        return Elsewhere(ranks, "cpu", self.tasks_per_node, self.memory_mb and self.memory_mb * 2**20)
+
+    @override
+    def findings(self) -> list[Finding]:
+        config = self.config
+        cores = self.tasks_per_node * (config.cpus_per_task or 1)
+        asked = (config.partition, config.nodes, config.gpus_per_node or 0, cores, self.memory_mb, config.timeout_min)
+        return cluster.findings(cluster.Asked(*asked))
+
     def submit(self, logs: Path, name: str, tasks: Sequence[SlurmTask]) -> list[str]:
         """Submit all at once and return their job ids. Raises ConfigError with what sbatch says where it refuses."""
         from submitit import SlurmExecutor
@@ -130,11 +167,11 @@ class Slurm(Launcher):
         if config.container_mounts:
             srun.append(f"--container-mounts={','.join(config.container_mounts)}")
         asked = {name: getattr(config, name) for name in SAME} | {
-            "ntasks_per_node": config.tasks_per_node or config.gpus_per_node or 1,
-            "mem": f"{round(1024 * config.mem_gb)}M" if config.mem_gb else None,
+            "ntasks_per_node": self.tasks_per_node,
+            "mem": f"{self.memory_mb}M" if self.memory_mb else None,
             "time": config.timeout_min,
             "array_parallelism": config.array_parallelism,
-            "setup": config.setup,
+            "setup": [*OFFLINE, *config.setup],
         }
         given = {name: value for name, value in asked.items() if value not in (None, 0, [])}
         # a preempted job comes back also where the cluster's default is to end it; submitit's own wckey is nobody's

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from orpo_exp.plugins.memory import Footprint, StateBytes
+from orpo_exp.plugins.memory import Footprint, Sizes, StateBytes
 from orpo_exp.plugins.precision import LossScale, Precision
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.ranks import Ranks
@@ -22,6 +22,10 @@ from orpo_exp.plugins.rules import Facts, Rule
 from orpo_exp.registry import Registry
 from orpo_exp.schema import ConfigError, Settings
 from orpo_exp.types import Batch, Builder, LossOutput, PairLogps
+
+# Tokens of a micro-batch by the kind of device, about as many as are fast: on a CPU what its caches hold, on a GPU what
+# keeps its many cores at work.
+MICRO_BATCH_TOKENS = {"cpu": 1024, "cuda": 8192}
 
 # (number of the micro-batch, its log-probabilities with gradient) -> its output, whose loss is the share to
 # back-propagate. The shares of all micro-batches on all replicas add up to the loss of the global batch.
@@ -81,6 +85,7 @@ class Plugin(ABC):
     loss_scale: what `forward_backward` multiplies the losses by and `step` divides the gradient by.
     precisions: those that it can run. rules: what else it wants, checked before anything is loaded.
     objective_everywhere: whether every rank calls the objective, and so may talk to the others in it.
+    on_host: the parts of its footprint that lie in the host's memory where the model is on a GPU.
     checkpoint_form: plugins of one form can load each other's checkpoints; others are refused.
     """
 
@@ -90,6 +95,7 @@ class Plugin(ABC):
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
     objective_everywhere: bool = False
+    on_host: ClassVar[frozenset[str]] = frozenset()
     checkpoint_form: ClassVar[str]
 
     def __init__(self, config: PluginConfig, place: Place) -> None:
@@ -109,8 +115,7 @@ class Plugin(ABC):
                 allowed = "fp32, bf16 or fp16 on a machine without a GPU"
                 raise ConfigError("plugin.precision", "tf32", allowed, "Choose plugin.precision=fp32.")
         self.loss_scale = LossScale(config.precision)
-        # about as many as are fast: on a CPU what its caches hold, on a GPU what keeps its many cores at work
-        self.micro_batch_tokens = 1024 if self.device.type == "cpu" else 8192
+        self.micro_batch_tokens = MICRO_BATCH_TOKENS[self.device.type]
         self.ranks = Ranks(place, self.device, self.replica_of(config, place.world_size))
 
     @classmethod
@@ -130,6 +135,11 @@ class Plugin(ABC):
     def replica_of(cls, config: PluginConfig, world_size: int) -> list[int]:
         """The replica that each rank belongs to; here each is one by itself."""
         return list(range(world_size))
+
+    @classmethod
+    def expected(cls, config: PluginConfig, world_size: int, sizes: Sizes) -> Footprint | None:
+        """The footprint of a rank of so many, from sizes alone and without any rank; None: it cannot be told so."""
+        return None
 
     @abstractmethod
     def prepare(self, build: Builder, make_optimizer: MakeOptimizer, max_grad_norm: float | None) -> None:

@@ -13,7 +13,7 @@ from typing_extensions import override
 
 from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.colossal import colossalai_imported
-from orpo_exp.plugins.memory import Footprint, StateBytes, footprint
+from orpo_exp.plugins.memory import Footprint, Sizes, StateBytes, footprint
 from orpo_exp.plugins.processes import Place
 from orpo_exp.plugins.whole import Beginning, WholeModel, accumulate, built_once, load_whole, save_whole
 from orpo_exp.types import Batch, Builder, BuiltModel, LossOutput
@@ -75,6 +75,11 @@ class DDP(Plugin):
     @override
     def hold_beginning(self) -> None:
         self.models[Which.held] = Beginning(self.policy)
+
+    @classmethod
+    @override
+    def expected(cls, config: PluginConfig, world_size: int, sizes: Sizes) -> Footprint:
+        return Footprint(sizes.weights, 0, sizes.trained, sizes.state)
 
     @override
     def footprint(self, state_bytes: StateBytes) -> Footprint:

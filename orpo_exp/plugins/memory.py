@@ -28,6 +28,17 @@ class Footprint:
     state: int | None
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What a footprint comes from, in bytes. weights: of all models. trained: of the weights that are updated.
+    updated: of these in float32. state: what the optimizer keeps for all of them; None where it does not say."""
+
+    weights: int
+    trained: int
+    updated: int
+    state: int | None
+
+
 def footprint(
     models: Iterable[Any],
     optimizer: Any,

@@ -86,6 +86,10 @@ class Ranks:
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return int(value)
 
+    def smallest(self, number: int) -> int:
+        """The smallest of all ranks' numbers."""
+        return -self.largest(-number)
+
     def everywhere(self, so: bool) -> bool:
         """Whether it is so on every rank."""
         return self.largest(int(not so)) == 0

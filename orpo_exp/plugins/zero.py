@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from orpo_exp.plugins.base import PLUGINS, MakeOptimizer, Objective, Plugin, PluginConfig, Which
 from orpo_exp.plugins.colossal import colossalai_imported, unannounced
-from orpo_exp.plugins.memory import Footprint, StateBytes, footprint
+from orpo_exp.plugins.memory import Footprint, Sizes, StateBytes, footprint
 from orpo_exp.plugins.pieces import HELD, POLICY, Held, Pieces, load_pieces, master_parts, save_pieces
 from orpo_exp.plugins.precision import Precision, squares
 from orpo_exp.plugins.processes import Place
@@ -129,6 +129,16 @@ class Zero(Plugin):
     def hold_beginning(self) -> None:
         self.held = self.models[Which.held] = Beginning(self.policy)
 
+    @classmethod
+    @override
+    def expected(cls, config: PluginConfig, world_size: int, sizes: Sizes) -> Footprint:
+        def share(size: int) -> int:
+            return -(-size // world_size)
+
+        state = None if sizes.state is None else share(sizes.state)
+        gradients = sizes.trained if cls.stage == 1 else share(sizes.trained)
+        return Footprint(sizes.weights, share(sizes.updated), gradients, state)
+
     @override
     def footprint(self, state_bytes: StateBytes) -> Footprint:
         copied, ranges = self.optimizer.get_master_to_working_map(), self.ranks.replicas if self.stage == 1 else 1
@@ -212,4 +222,5 @@ class Zero2Offload(Zero2):
     """As zero2, with the optimizer's state, its float32 weights and its update in the host's memory."""
 
     offload = True
+    on_host = frozenset({"copies", "state"})
     rules = (cuttable(lambda _: True, lambda _: True), WHOLE_MOVES)

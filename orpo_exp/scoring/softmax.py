@@ -127,6 +127,8 @@ def differentiate(
 
 def _own(logits: Tensor, tokens: Tensor, vocabulary: Vocabulary) -> tuple[Tensor, Tensor]:
     """The rows whose token is among this rank's columns, and the columns."""
+    if vocabulary is WHOLE:  # all of them, and no device has to be waited for to say so
+        return torch.arange(len(tokens), device=tokens.device), tokens
     place = tokens - vocabulary.first
     own = ((place >= 0) & (place < logits.shape[1])).nonzero().squeeze(1)
     return own, place[own]

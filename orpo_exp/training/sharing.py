@@ -5,13 +5,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from orpo_exp.layouts import Layout
-from orpo_exp.plugins import Ranks
 from orpo_exp.types import Batch, Counts, Need, PairLogps, TokenizedPair, TokenLogps
 
 Logps = TypeVar("Logps", PairLogps, TokenLogps)
+
+
+class Replicas(Protocol):
+    """Of the ranks, what decides who has which pairs: see `Ranks`."""
+
+    @property
+    def replica(self) -> int:
+        """This one, counted from 0."""
+
+    @property
+    def replicas(self) -> int:
+        """How many there are."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class Sharing:
     """
 
     layout: Layout
-    ranks: Ranks
+    ranks: Replicas
     needs: frozenset[Need]
     most_pairs: int | None
     most_tokens: int
