@@ -43,6 +43,11 @@ class Counted:
         """Positions computed in a step, on average."""
         return sum(self.costs) / len(self.costs)
 
+    @property
+    def largest_step(self) -> int:
+        """The step, counted from 1, in which the most is computed."""
+        return self.costs.index(max(self.costs)) + 1
+
     def typical(self, count: int) -> list[int]:
         """The steps, counted from 1, that cost most nearly what steps cost on average."""
         steps = sorted(range(1, len(self.costs) + 1), key=lambda step: abs(self.costs[step - 1] - self.cost))

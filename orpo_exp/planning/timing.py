@@ -1,5 +1,6 @@
 """How long a run takes, from a few of its own steps. No weight moves in them: their learning rate is 0."""
 
+import json
 import tempfile
 import time
 from dataclasses import replace
@@ -60,10 +61,10 @@ def timed(
             loop.train_step()
         return loop.speed.seconds - before
 
-    largest = counted.costs.index(max(counted.costs)) + 1
+    # which steps are timed the main rank says: to each, others of its own pairs are the largest
+    largest, *typical = json.loads(ranks.exchange(json.dumps([counted.largest_step, *counted.typical(MOST)]))[0])
     first = step(largest)  # which warms up
-    wanted = ranks.largest(min(MOST, max(FEWEST, round(SECONDS / max(first, 1e-3)))))
-    numbers = counted.typical(wanted)
+    numbers = typical[: ranks.largest(max(FEWEST, round(SECONDS / max(first, 1e-3))))]
     took = sum(step(number) for number in numbers)
     per_position = took / sum(counted.costs[number - 1] for number in numbers)
 
