@@ -151,11 +151,12 @@ def run(
         do = "Start the script without it and set processes=N, or give the command to torchrun."
         raise ConfigError("orpo_exp.run", "torchrun", "a process that starts the others itself", do)
     order = what[0] if len(what) == 1 and isinstance(what[0], RunOrder) else compose(*what, **given)  # type: ignore[arg-type]
+    refuse_plan(order)
     launcher = chosen_launcher(composed_by_hydra(order.overrides, order.options[1] if order.options else None))
     launcher.check([order])
     if not has_work(order):
         return Run(order.folder)
-    order = replace(order, data=preflight(order))
+    order = replace(order, data=preflight(order, launcher.elsewhere() is not None))
     if callback is not None:
         if (order.config.processes or torch.cuda.device_count()) > 1:
             do = "Set processes=1, or read the run's curve."
@@ -181,9 +182,17 @@ def sweep(*overrides: str, config_dir: str | None = None, **given: Any) -> Sweep
         planned, folder, launcher = planned_sweep(arguments, config_dir)
     except ComposeError as error:
         raise explain(error, arguments) from error
+    for order in planned.to_run:
+        refuse_plan(order)
     options = ["--config-dir", config_dir] if config_dir else []
     carry_out(planned, folder, launcher, ["python", "-m", "orpo_exp", "--multirun", *options, *arguments])
     return Sweep(folder)
+
+
+def refuse_plan(order: RunOrder) -> None:
+    """Refuse with ConfigError a plan, which is a page and no run."""
+    if order.config.plan_only:
+        raise ConfigError("plan_only", True, "false from Python", "Give the command: it prints the plan.")
 
 
 class Told(Tracker):

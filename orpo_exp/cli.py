@@ -68,7 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not has_work(order):  # of torchrun's ranks the main one will ask
                 print(f"This run has completed already: {order.folder}")
                 return 0
-        order = dataclasses.replace(order, data=preflight(order))
+        fetch = launcher.elsewhere() is not None
+        order = dataclasses.replace(order, data=preflight(order, fetch))
         if order.config.plan_only:
             from orpo_exp.planning import plan_run
 
@@ -80,10 +81,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def preflight(order: RunOrder) -> SourceData:
-    """Refuse what only a look at the disk can tell, before anything is made there; the data that were looked at."""
+def preflight(order: RunOrder, fetch: bool = False) -> SourceData:
+    """Refuse what only a look at the disk can tell, before anything is made there; the data that were looked at, of a
+    hub fetched. fetch: whether the model is to be as well, for ranks that are elsewhere."""
     try:
-        MODELS.build(order.config.model).check()
+        source = MODELS.build(order.config.model)
+        source.check()
+        if fetch:
+            source.fetch()
         return DATA.build(order.config.data).load(order.config.seed)
     except ConfigError:
         raise
@@ -125,7 +130,7 @@ def planned_sweep(overrides: list[str], config_dir: str | None) -> tuple[Plan, P
         has_work(order)  # refuses what lies in its folder
         inputs.setdefault(repr((order.config.model, order.config.data, order.config.seed)), order)
     for order in inputs.values():
-        preflight(order)
+        preflight(order, launcher.elsewhere() is not None)
     return planned, folder, launcher
 
 

@@ -117,7 +117,7 @@ def planned(monkeypatch) -> list[Plan]:
 
 def test_the_lambda_sweep_is_6_values_with_3_seeds_and_looks_at_each_data_set_once(planned, monkeypatch, tmp_path):
     looked: list[RunOrder] = []
-    monkeypatch.setattr("orpo_exp.cli.preflight", looked.append)
+    monkeypatch.setattr("orpo_exp.cli.preflight", lambda order, fetch: looked.append(order))
     assert main(["--multirun", "+experiment=lambda_sweep"]) == 0
     (plan,) = planned
     settings = {(order.config.loss.lam, order.config.seed) for order in plan.to_run}

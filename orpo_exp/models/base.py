@@ -82,6 +82,11 @@ class ModelSource(ABC):
                 raise ConfigError("model.several_texts", "flex", allowed, "Choose model.attention=sdpa.")
         self.positions()
 
+    def fetch(self) -> None:
+        """Have all that a hub holds of it in this machine's cache, for ranks that ask none. ConfigError where it cannot
+        be had."""
+        return None
+
     @abstractmethod
     def facts(self, hub: bool) -> Mapping[str, Any]:
         """The contents of its config.json, or what of them is known; nothing else is loaded. hub: whether a hub may be

@@ -97,6 +97,10 @@ class Pretrained(ModelSource):
         super().check()
 
     @override
+    def fetch(self) -> None:
+        fetch(self.config.path, "model.path", self.config.revision)
+
+    @override
     def facts(self, hub: bool) -> Mapping[str, Any]:
         c = self.config
         folder = Path(c.path).expanduser()
@@ -239,6 +243,16 @@ def files_digest(path: str, key: str, some_file: str, revision: str | None = Non
                 with file.open("rb") as content:
                     digest.update(f"{file.name} {hashlib.file_digest(content, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
+
+
+def fetch(path: str, key: str, revision: str | None = None) -> None:
+    """Bring the files of a hub id that are read here into the cache; of a local folder nothing."""
+    if Path(path).expanduser().is_dir():
+        return
+    from huggingface_hub import snapshot_download
+
+    with told_about(key, path, "a folder, or a hub id `owner/name` that can be reached or lies in the cache"):
+        snapshot_download(path, revision=revision, allow_patterns=[f"*{kind}" for kind in FILE_TYPES])
 
 
 def check_folder(path: str, key: str) -> None:

@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from orpo_exp.models.attention import Attention
 from orpo_exp.models.base import MODELS, ModelConfig, ModelSource, told_about
-from orpo_exp.models.pretrained import check_folder, files_digest, load_tokenizer
+from orpo_exp.models.pretrained import check_folder, fetch, files_digest, load_tokenizer
 from orpo_exp.models.tokenizers import BYTES_VOCABULARY, bytes_tokenizer, trained_tokenizer
 from orpo_exp.schema import ConfigError, numeric_content, setting
 
@@ -77,6 +77,11 @@ class Scratch(ModelSource):
         if self.config.tokenizer not in OWN_TOKENIZERS:
             check_folder(self.config.tokenizer, "model.tokenizer")
         super().check()
+
+    @override
+    def fetch(self) -> None:
+        if self.config.tokenizer not in OWN_TOKENIZERS:
+            fetch(self.config.tokenizer, "model.tokenizer")
 
     @override
     def facts(self, hub: bool) -> Mapping[str, Any]:

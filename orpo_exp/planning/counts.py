@@ -67,7 +67,7 @@ def count(read: Read, sharing: Sharing) -> Counted:
         rounds = max(rounds, len(share.parts))
         filled += sum(tokens(layout, pair) for part in parts for pair in part)
         padded += sum(plain.computed(part) for part in parts)
-        largest = max(largest, *parts, key=lambda part: layout.computed(part) if part else 0)
+        largest = max([largest, *parts], key=lambda part: layout.computed(part) if part else 0)
     computed = max(1, sum(costs))
     return Counted(once, costs, rounds, largest, 1 - filled / computed, 1 - computed / max(1, padded))
 

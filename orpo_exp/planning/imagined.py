@@ -59,6 +59,7 @@ class Imagined:
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._model = WholeModel(built, torch.device("cpu"), precision.dtype)
         model = self._model.model
+        model.config.pad_token_id = None  # else some look whether a batch has such tokens
         with self._fake:
             _replace(model, lambda of: self._fake.from_tensor(of), precision.weights)
         self.parameters = parameter_count(model)

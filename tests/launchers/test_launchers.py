@@ -16,7 +16,7 @@ from support import numbers, start_run, wait_for_end
 from orpo_exp.cli import main
 from orpo_exp.composition import check, chosen_launcher, compose
 from orpo_exp.launchers import local
-from orpo_exp.launchers.slurm import Slurm
+from orpo_exp.launchers.slurm import OFFLINE, Slurm
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.runs.states import State, read_result, state_of
 from orpo_exp.schema import ConfigError
@@ -164,7 +164,7 @@ def test_what_slurm_is_asked_for():
         "ntasks_per_node": 8,
         "mem": "512M",
     }.items() <= asked.items()
-    assert asked["setup"] == ["module load cuda"]
+    assert asked["setup"] == [*OFFLINE, "module load cuda"]
     assert asked["additional_parameters"] == {"requeue": True, "exclusive": True}
     assert asked["srun_args"] == [
         "--kill-on-bad-exit=1", "--open-mode=append", "--cpus-per-task=6", "--container-image=image.sqsh",
