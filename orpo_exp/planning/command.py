@@ -29,6 +29,9 @@ def plan_run(order: RunOrder, place: Place | None, launcher: Launcher) -> int:
 
     place: of a rank that torchrun has started.
     """
+    if place is not None and not launcher.foreground:
+        do = "Start it without torchrun: a job has a task for each rank."
+        raise ConfigError("hydra/launcher", "another than local, under torchrun", "local", do)
     figures, code = planned(order, place, launcher)
     if figures is None:
         return code

@@ -1,6 +1,5 @@
 """What a plan comes to, as plain values: they travel from the ranks to the page."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 
 from orpo_exp.plugins.memory import Footprint
@@ -26,7 +25,7 @@ class Memory:
     """
 
     device: str
-    parts: Mapping[str, int | None]
+    parts: dict[str, int | None]
     on_host: frozenset[str]
     at_once: bool
     ranks: int

@@ -40,9 +40,13 @@ def here(order: RunOrder, place: Place) -> Figures:
     base = 0 if device.type == "cuda" else ranks.largest(held_now())
     sharers = 1 if device.type == "cuda" else ranks_here(ranks)
     there = ranks.smallest(free_bytes(device)) + sharers * base
-    memory = Memory(str(device.type), {"libraries": base}, frozenset(), True, sharers, there)
+    on_host = plugin.on_host if device.type == "cuda" else frozenset()
+    memory = Memory(device.type, {"libraries": base}, on_host, True, sharers, there)
     model = Imagined(inputs.build.empty(), config.plugin.precision)
-    if not ranks.everywhere(held_at_least(model, base) * sharers <= there):
+    sizes = sizes_of(config, model)
+    expected = plugin.expected(config.plugin, place.world_size, sizes)
+    known: dict[str, int | None] = {name: size or 0 for name, size in parts_of(expected).items()}
+    if not ranks.everywhere(replace(memory, parts=memory.parts | known).fits is not False):
         return elsewhere(order, Elsewhere(place.world_size, device.type, sharers, there), inputs)
 
     began = time.perf_counter()
@@ -52,13 +56,11 @@ def here(order: RunOrder, place: Place) -> Figures:
     if base and said:  # what is loaded with the model, or by it, is there as well now
         base = max(base, ranks.largest(held_now() - said.weights - said.copies))
     counted = count(inputs, prepared.sharing)
-    sizes = sizes_of(config, model)
     fixed = {name: size and ranks.largest(size) for name, size in parts_of(said).items()}
     busy, notes = activations(model, inputs, prepared.sharing, counted)
     parts = {"libraries": base} | fixed | {name: size and ranks.largest(size) for name, size in busy.items()}
     at_once = ranks.largest(counted.rounds) > 1 or ranks.world_size > 1
-    on_host = plugin.on_host if device.type == "cuda" else frozenset()
-    memory = replace(memory, parts=parts, on_host=on_host, at_once=at_once)
+    memory = replace(memory, parts=parts, at_once=at_once)
     done = prepared.found[1]["step"] if prepared.found else 0
     figures = told(order, inputs, prepared.sharing.layout, counted, model, sizes, memory, ranks.world_size, done, notes)
     if memory.fits is False:
@@ -123,11 +125,6 @@ def sizes_of(config: RunConfig, model: Imagined) -> Sizes:
     updated = model.updated()
     state = state_of(updated, OPTIMIZERS.build(config.optimizer).state_bytes)
     return Sizes(weights, trained, sum(of.nbytes for of in updated), state)
-
-
-def held_at_least(model: Imagined, base: int) -> int:
-    """Less than what a rank holds, however its plugin splits the rest: a sure sign that it need not be tried."""
-    return base + sum(of.nbytes for of in model.whole)
 
 
 def told(

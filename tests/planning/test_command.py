@@ -55,7 +55,7 @@ def test_what_cannot_be_run_is_refused_as_ever(tmp_path, pairs_file, capsys):
     assert main([*OWN, "plan_only=maybe"]) == 2
     capsys.readouterr()
     assert main([*PLAN, "layout=packed", "model.arch=gemma2"]) == 2  # which is found out after composing
-    assert "caps attention" in capsys.readouterr().err
+    assert "key      layout" in capsys.readouterr().err
     assert left(tmp_path) == before
 
 
