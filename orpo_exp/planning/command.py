@@ -4,6 +4,7 @@ import multiprocessing
 import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 
@@ -51,9 +52,21 @@ def plan_sweep(orders: Sequence[RunOrder], launcher: Launcher) -> int:
     if not found:
         _print("Every point has completed, or is running: there is nothing to plan.")
         return COMPLETED
-    findings = launcher.findings()
-    _print(sweep_page(found, launcher.at_a_time(orders), findings, launcher.time_limit()))
+    findings, at_a_time = launcher.findings(), min(launcher.at_a_time(orders), len(orders))
+    if launcher.foreground:
+        found = {name: side_by_side(of, at_a_time) for name, of in found.items()}
+    _print(sweep_page(found, at_a_time, findings, launcher.time_limit()))
     return judged(list(found.values()), all(of.fine for of in findings))
+
+
+def side_by_side(figures: Figures, points: int) -> Figures:
+    """A point that shares the memory of a CPU with others; on GPUs each has its own."""
+    memory = figures.memory
+    if memory.device != "cpu" or points == 1:
+        return figures
+    shared = replace(memory, ranks=points * memory.ranks)
+    note = f"{points} points at a time do not fit; hydra.launcher.parallel says how many there are."
+    return replace(figures, memory=shared, notes=(*figures.notes, note) if shared.fits is False else figures.notes)
 
 
 def judged(figures: Sequence[Figures], fine: bool) -> int:

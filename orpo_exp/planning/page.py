@@ -137,13 +137,12 @@ def in_all(planned: Mapping[str, Figures], at_a_time: int) -> str:
         untimed = next(of.untimed for of in planned.values() if of.seconds is None)
         return f"{len(times)} points to run; how long they take is not told: {untimed}."
     together = f"{len(times)} points to run: {span(sum(known))} one after another"
-    side = min(at_a_time, len(times))
-    if side == 1:
+    if at_a_time == 1:
         return f"{together}."
-    lanes = [0.0] * side
+    lanes = [0.0] * at_a_time
     for of in known:  # each begins where one has ended
         lanes[lanes.index(min(lanes))] += of
-    return f"{together}; {span(max(lanes))} {side} at a time, if each is then as fast as it is alone."
+    return f"{together}; {span(max(lanes))} {at_a_time} at a time, if each is then as fast as it is alone."
 
 
 def lines(said: Mapping[str, str], right: bool = False) -> Table:

@@ -67,6 +67,7 @@ def timed(
     numbers = typical[: ranks.largest(max(FEWEST, round(SECONDS / max(first, 1e-3))))]
     took = sum(step(number) for number in numbers)
     per_position = took / sum(counted.costs[number - 1] for number in numbers)
+    start += max(0.0, first - per_position * counted.costs[largest - 1])  # by which a run's first step, too, is longer
 
     whole = computed(sharing.layout, evaluated(read, sharing).parts)
     every = ranks.largest(max(1, round(whole / (STEPS_OF_EVALUATION * counted.cost))))

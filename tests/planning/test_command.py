@@ -10,6 +10,8 @@ from support import order_of, start_run, wait_for_end
 from orpo_exp.cli import main
 from orpo_exp.launchers import Elsewhere
 from orpo_exp.planning import planner, timing
+from orpo_exp.planning.command import judged, side_by_side
+from orpo_exp.planning.figures import Figures, Memory
 from orpo_exp.plugins import Place
 
 OWN = [
@@ -71,6 +73,18 @@ def test_points_of_a_sweep_are_planned_a_line_each(pairs_file, tmp_path, capsys)
 
 def test_a_plan_is_no_other_run(pairs_file):
     assert order_of(*PLAN).config.config_hash == order_of(*OWN).config.config_hash
+
+
+def test_points_side_by_side_share_the_memory():
+    parts = {"libraries": 60, "gradients": 5, "activations": 5}
+    memory = Memory("cpu", parts, frozenset(), True, 1, 100)
+    figures = Figures("", 1, 1, 0, 0, 1, 1, 0, None, 1, 0, 0, "", 1, (1, 1), 1, 1, 0, None, memory)
+    assert side_by_side(figures, 1).memory.fits
+    assert side_by_side(figures, 2).memory.fits is False
+    on_gpu = replace(figures, memory=replace(memory, device="cuda"))
+    assert side_by_side(on_gpu, 2).memory.fits
+    assert judged([figures], fine=True) == 0
+    assert judged([figures], fine=False) == judged([side_by_side(figures, 2)], fine=True) == 1
 
 
 @pytest.mark.slow
