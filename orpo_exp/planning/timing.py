@@ -3,8 +3,10 @@
 import json
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from typing_extensions import override
 
@@ -14,6 +16,7 @@ from orpo_exp.plugins import Plugin
 from orpo_exp.preparing import Read, Ready, loop_over
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.tracking import Trackers
+from orpo_exp.tracking.jsonl import FILE
 from orpo_exp.training import Loop, answers
 from orpo_exp.training.checkpoints import fingerprint
 from orpo_exp.training.reference import Reference
@@ -55,10 +58,12 @@ def timed(
     if beforehand:
         beforehand.loop = loop
 
+    logged = []
+
     def step(number: int) -> float:
         loop.step, before = number, loop.speed.seconds
         with loop.speed.running():
-            loop.train_step()
+            logged.append({"step": number, "split": "train", **loop.train_step()})
         return loop.speed.seconds - before
 
     # which steps are timed the main rank says: to each, others of its own pairs are the largest
@@ -91,9 +96,20 @@ def timed(
         step=per_position * counted.cost,
         evaluation=evaluation * scale,
         checkpoint=written(order.folder, files[0]),
-        end=answered + written(order.folder, files[1]),
+        end=answered + written(order.folder, files[1]) + (drawn(logged) if ranks.is_main else 0.0),
         steps=len(numbers),
     )
+
+
+def drawn(records: Sequence[Mapping[str, Any]]) -> float:
+    """Seconds to draw a run's plots: of a few records, in a folder that is gone afterwards."""
+    from orpo_exp.tracking.plots import plot_run
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
+        began = time.perf_counter()
+        plot_run(Path(folder))
+        return time.perf_counter() - began
 
 
 def written(folder: Path, size: int) -> float:
