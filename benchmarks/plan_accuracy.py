@@ -4,7 +4,7 @@
     uv run python benchmarks/plan_accuracy.py --steps 100 --sizes 256x4
 
 Each plan is the command line with plan_only=true, in a process of its own, and right after it the same command is run
-without that. Memory is the plan's sum of parts ("at most") against `peak_memory_bytes` of result.json; beside it stands
+without that. Memory is the sum of the plan's parts ("together") against `peak_memory_bytes` of result.json; beside it is
 what the plan saw in the steps that it timed. Time is "in all" against `wall_time_seconds`: from the reading of data to
 the end, with evaluations, checkpoints and samples, without the start of Python and its libraries. Ends with exit code 1
 where a memory is off by more than 25%, or a time by more than 30%. Another program on the machine spoils the times.
@@ -88,7 +88,7 @@ def main() -> None:
                 run = folder / f"{size}-{vocabulary}"
                 given([*overrides, f"hydra.run.dir={run}"], folder)
                 result = json.loads((run / "result.json").read_text())
-                memory, seen, seconds = (number(page, of) for of in ("at most", "seen in the steps timed", "in all"))
+                memory, seen, seconds = (number(page, of) for of in ("together", "seen in the steps timed", "in all"))
                 took, peak = result["wall_time_seconds"], result["peak_memory_bytes"]
                 wrong = memory / peak - 1, seconds / took - 1
                 off |= abs(wrong[0]) > MEMORY or abs(wrong[1]) > TIME

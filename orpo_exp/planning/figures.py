@@ -43,10 +43,14 @@ class Memory:
         return sum(sizes.values()) + (micro_batch + gradients if self.at_once else max(micro_batch, gradients))
 
     @property
+    def most(self) -> int | None:
+        """What a rank takes: together, or as it was seen, where that is more; None where neither is known."""
+        return max(self.together or 0, self.seen or 0) or None
+
+    @property
     def fits(self) -> bool | None:
         """Whether there is room for all of it; None where that is not known."""
-        most = max(self.together or 0, self.seen or 0)
-        return None if self.there is None or not most else self.ranks * most <= self.there
+        return None if self.there is None or self.most is None else self.ranks * self.most <= self.there
 
 
 @dataclass(frozen=True)

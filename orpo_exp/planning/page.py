@@ -55,7 +55,7 @@ def memory_lines(memory: Memory) -> dict[str, str]:
         if name in memory.parts and memory.parts[name] != 0:
             where = " (host)" if name in memory.on_host else ""
             said[f"{text}{where}"] = sized(memory.parts[name])
-    said["at most"] = sized(memory.together)
+    said["together"] = sized(memory.together)
     if memory.seen is not None:
         said["seen in the steps timed"] = sized(memory.seen)
     if memory.there is not None:
@@ -118,7 +118,7 @@ def sweep_page(
         table.add_column(name, justify="right")
     fit = {True: "fits", False: "does not fit", None: ""}
     for name, of in planned.items():
-        most, total = sized(of.memory.together), span(of.seconds)
+        most, total = sized(of.memory.most), span(of.seconds)
         style = "bold red" if of.memory.fits is False else ""
         table.add_row(Text(name), f"{of.steps:,}", most, Text(fit[of.memory.fits], style), total)
     parts: list[RenderableType] = [Text(HEAD, "bold"), "", table, "", Text(in_all(planned, at_a_time))]
