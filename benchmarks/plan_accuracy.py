@@ -4,10 +4,11 @@
     uv run python benchmarks/plan_accuracy.py --steps 100 --sizes 256x4
 
 Each plan is the command line with plan_only=true, in a process of its own, and right after it the same command is run
-without that. Memory is the sum of the plan's parts ("together") against `peak_memory_bytes` of result.json; beside it is
-what the plan saw in the steps that it timed. Time is "in all" against `wall_time_seconds`: from the reading of data to
-the end, with evaluations, checkpoints and samples, without the start of Python and its libraries. Ends with exit code 1
-where a memory is off by more than 25%, or a time by more than 30%. Another program on the machine spoils the times.
+without that. Memory is the sum of the plan's parts ("together") against `peak_memory_bytes` of result.json; beside it
+stands what the plan saw in the steps that it timed. Time is "in all" against `wall_time_seconds`: from the reading of
+data to the end, with evaluations, checkpoints, samples and plots, without the start of Python and its libraries. Ends
+with exit code 1 where a memory is off by more than 25%, or a time by more than 30%. Another program on the machine
+spoils the times.
 """
 
 import argparse
