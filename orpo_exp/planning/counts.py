@@ -84,7 +84,7 @@ def evaluated(read: Read, sharing: Sharing) -> Share:
     return sharing.of(complete(read.pairs, read.pairs.held_out, sharing.needs))
 
 
-def complete(data: TokenizedData, pairs: list[TokenizedPair], needs: frozenset[Need]) -> list[TokenizedPair]:
+def complete(data: TokenizedData, pairs: Sequence[TokenizedPair], needs: frozenset[Need]) -> Sequence[TokenizedPair]:
     """The pairs as the loop has them."""
     return data.with_mismatched(pairs) if Need.mismatched in needs else pairs
 
