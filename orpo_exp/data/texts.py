@@ -43,7 +43,7 @@ class Texts(Sequence[PreferencePair]):
         self.kept, self.folder, self.places, self.first_row = kept, folder, places, first_row
         self.key = folder.name if places is None else f"{folder.name} {digest_of(places)}"
         self._file = Mapped(folder / PAIRS)
-        self._rows = [batch.column("row").to_numpy() for batch in self._file.batches]
+        self._rows = [memoryview(batch.column("row").buffers()[1]).cast("q") for batch in self._file.batches]
         self._size = sum(map(len, self._file.batches)) if places is None else len(places)
 
     def only(self, places: Tensor) -> "Texts":
@@ -72,7 +72,7 @@ class Texts(Sequence[PreferencePair]):
     def row(self, place: int) -> int:
         """The number of a pair's row."""
         batch, at = self._where(place)
-        return self.first_row + int(self._rows[batch][at])
+        return self.first_row + self._rows[batch][at]
 
     def hashes(self) -> Tensor:
         """(n, 2) int64: equal where prompt and answers are, and by no chance else."""
@@ -115,7 +115,7 @@ def write_texts(folder: Path, pairs: Iterable[PreferencePair]) -> None:
     import pyarrow
 
     text = pyarrow.string()
-    names = {"row": pyarrow.int64(), "prompt": text, "turns": pyarrow.bool_(), "chosen": text, "rejected": text}
+    names = {"row": pyarrow.int64(), "prompt": text, "turns": pyarrow.int8(), "chosen": text, "rejected": text}
     coming = iter(pairs)
     batches = (columns_of(some) for some in iter(lambda: list(islice(coming, AT_ONCE)), []))
     write(folder / PAIRS, pyarrow.schema([*names.items(), ("hash", pyarrow.binary(16))]), batches)

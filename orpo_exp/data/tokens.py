@@ -8,7 +8,7 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -18,6 +18,10 @@ from orpo_exp.data.kept import ABOUT, AT_ONCE, Mapped, write
 from orpo_exp.data.pair_tokenizer import Encoded, PairTokenizer
 from orpo_exp.data.texts import Texts
 from orpo_exp.types import PreferencePair, TokenizedPair
+
+if TYPE_CHECKING:
+    import numpy
+    import pyarrow
 
 TOKENS = "tokens.arrow"
 AS_TOKENIZED = 1  # raised where the same texts come to other tokens than before
@@ -33,8 +37,7 @@ class Tokens(Sequence[TokenizedPair]):
     def __init__(self, texts: Texts, folder: Path) -> None:
         self.texts, self.key = texts, folder.name
         self._file = Mapped(folder / TOKENS)
-        of_sides = [[batch.column(side) for batch in self._file.batches] for side in SIDES]
-        self._sides = [[(of.offsets.to_numpy(), of.values.to_numpy()) for of in columns] for columns in of_sides]
+        self._sides = [[ids_in(batch.column(side)) for batch in self._file.batches] for side in SIDES]
         about = json.loads((folder / ABOUT).read_text())
         self.unusable: dict[int, str] = {int(place): why for place, why in about["unusable"].items()}
         self.truncated, self.moved = self._marks("truncated"), self._marks("moved")
@@ -61,6 +64,13 @@ class Tokens(Sequence[TokenizedPair]):
         return torch.tensor([mark for batch in self._file.batches for mark in batch.column(name).to_pylist()]).bool()
 
 
+def ids_in(column: "pyarrow.ListArray") -> "tuple[numpy.ndarray, numpy.ndarray]":
+    """Where each pair's ids begin in those of all, and these, as they lie in the file."""
+    import numpy  # a column's own `to_numpy` would import pandas first
+
+    return tuple(numpy.frombuffer(of, dtype=numpy.int32) for of in (column.buffers()[1], column.buffers()[3]))  # type: ignore[return-value]
+
+
 def tokens_of(texts: Sequence[Texts], encode: PairTokenizer) -> list[Tokens]:
     """The tokens of each of some texts, read where they are kept already."""
     how = facts_of(encode)
@@ -72,7 +82,7 @@ def write_tokens(texts: Texts, encode: PairTokenizer, folder: Path) -> None:
     import pyarrow
 
     ids = pyarrow.list_(pyarrow.int32())
-    fields = [(side, ids) for side in SIDES] + [(mark, pyarrow.bool_()) for mark in ("truncated", "moved")]
+    fields = [(side, ids) for side in SIDES] + [(mark, pyarrow.int8()) for mark in ("truncated", "moved")]
     unusable: dict[int, str] = {}
     batches = (columns_of(some, unusable, AT_ONCE * i) for i, some in enumerate(encode.stream(shown(texts))))
     write(folder / TOKENS, pyarrow.schema(fields), batches)

@@ -15,7 +15,7 @@ from orpo_exp.data.kept import Kept
 from orpo_exp.data.pair_tokenizer import PairTokenizer
 from orpo_exp.data.tokenize import prepare
 from orpo_exp.models.tokenizers import bytes_tokenizer
-from orpo_exp.schema import ConfigError
+from orpo_exp.schema import ConfigError, Refused
 
 PLACE = "kept"  # in the folder that the test is in
 
@@ -205,3 +205,9 @@ def test_what_is_let_go_is_read_again(tmp_path, monkeypatch):
     assert [data.train[i] for i in range(data.size)] == list(data.train)
     done = prepare(data, bytes_tokenizer(), DataConfig())
     assert told(done.train(range(done.size))) == told(done.train(range(done.size)))
+
+
+def test_where_no_pair_is_usable_that_is_said(tmp_path):
+    of = source(written(tmp_path / "rows.jsonl", 60), longest_prompt=1)
+    with pytest.raises(Refused, match="no held-out pair is usable as tokens"):
+        prepare(of.load(0), bytes_tokenizer(), of.config)
