@@ -22,12 +22,14 @@ IN_EVALUATION = "in the evaluation data: "  # begins the reasons why rows of the
 @dataclass
 class DataConfig(Settings):
     """Settings every source has; lengths in tokens. whole_text: whether prompt and answer are tokenized as one text.
-    chat_template: that of conversations, a file or PLAIN; None: the tokenizer's own, or where it has none PLAIN."""
+    chat_template: that of conversations, a file or PLAIN; None: the tokenizer's own, or where it has none PLAIN.
+    split_seed: what decides on the data in the seed's place, so that runs of other seeds are held to the same pairs."""
 
     max_length: int = setting(1024, ge=3)
     min_prompt_length: int = setting(256, ge=1)
     whole_text: bool = setting(False, as_before=False)
     chat_template: str | None = setting(None, as_before=None)
+    split_seed: int | None = setting(None, ge=0, lt=2**31, as_before=None)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,6 +45,10 @@ class DataConfig(Settings):
     def lengths(self) -> "Lengths":
         """Which pairs are used by their length: all."""
         return Lengths()
+
+    def split_by(self, seed: int) -> int:
+        """What decides which pairs are held out, in a run of this seed."""
+        return seed if self.split_seed is None else self.split_seed
 
 
 @dataclass(frozen=True)
@@ -141,7 +147,7 @@ class Source(ABC):
 
     @abstractmethod
     def load(self, seed: int) -> SourceData:
-        """Read or make the pairs; `seed` decides what is held out.
+        """Read or make the pairs; the run's `seed`, or `split_seed` in its place, decides what is held out.
 
         Raises Refused for a source that does not exist, cannot be read or has no usable row.
         """

@@ -69,7 +69,7 @@ class Files(Source):
 
     @override
     def load(self, seed: int) -> SourceData:
-        c = self.config
+        c, seed = self.config, self.config.split_by(seed)
         train, evaluation = self.parts(seed)
         return divided([train], [evaluation] if evaluation else [], c.eval_size, seed, c.deduplicate)
 

@@ -58,7 +58,7 @@ class Mix(Source):
 
     @override
     def load(self, seed: int) -> SourceData:
-        c = self.config
+        c, seed = self.config, self.config.split_by(seed)
         train: list[Part] = []
         evaluation: list[Part] = []
         for name, config in c.sources.items():

@@ -140,6 +140,7 @@ class Toy(Source):
 
     @override
     def load(self, seed: int) -> SourceData:
-        """The seed decides which tasks come, not which prompts are held out."""
-        tasks = Tasks(seed, self.config.order_share)
-        return SourceData(train=tasks, size=None, held_out=tasks.held_out(self.config.eval_pairs))
+        """The seed decides which tasks come, not which prompts are held out; `split_seed` which of these are tested."""
+        c = self.config
+        tested = Tasks(c.split_by(seed), c.order_share).held_out(c.eval_pairs)
+        return SourceData(train=Tasks(seed, c.order_share), size=None, held_out=tested)

@@ -8,6 +8,7 @@ import torch
 
 from orpo_exp.data.files import JsonFiles
 from orpo_exp.data.split import first_of_each, hold_out, subset
+from orpo_exp.data.toy import Toy
 from orpo_exp.schema import ConfigError
 
 LETTERS = "aB\u00e9\u4e2d\ue000\U0001f642\x00 "
@@ -101,3 +102,16 @@ def test_some_of_the_pairs_are_drawn_by_the_seed(tmp_path):
     assert rows(0, 20) == rows(0, 20) != rows(1, 20)
     assert rows(0, 1000) == list(range(100))
     assert subset(10, 0.01, seed=0).numel() == 1
+
+
+def test_a_split_of_its_own_holds_all_seeds_to_the_same_pairs(tmp_path):
+    path = written(tmp_path / "rows.jsonl", random_rows(100, 0))
+
+    def held(seed, **settings):
+        return [pair.row for pair in JsonFiles(JsonFiles.Config(path=path, **settings)).load(seed).held_out]
+
+    assert held(0) != held(1)
+    assert held(0, split_seed=1) == held(5, split_seed=1) == held(1)
+    first, second = (Toy(Toy.Config(eval_pairs=20, split_seed=1)).load(seed) for seed in (0, 5))
+    assert first.held_out == second.held_out == Toy(Toy.Config(eval_pairs=20)).load(1).held_out
+    assert first.train[0] != second.train[0]
