@@ -30,6 +30,7 @@ from orpo_exp.tracking.jsonl import Jsonl
 from orpo_exp.tracking.logs import Messages
 from orpo_exp.training import TrainingDiverged, answers, write_samples
 from orpo_exp.training.checkpoints import Checkpoints, Keep, NotSaved
+from orpo_exp.training.pair_results import PairFiles
 from orpo_exp.training.stop import Stopped
 
 log = logging.getLogger(__name__)
@@ -181,6 +182,9 @@ def train(
         checkpoints,
         note_step=lambda step: folder.note(steps=step) if folder else None,
     )
+    pair_files = PairFiles(order.folder, pairs.texts, config.train.keep_pairs)
+    if folder:
+        loop.note_pairs = pair_files.write
     to_the_end.enter_context(loop.stop.listening())
     if prepared.reference:
         seen = max_steps * config.train.global_batch_size if pairs.size is None else pairs.size
@@ -203,7 +207,8 @@ def train(
     if folder:
         policy.tokenizer.save_pretrained(order.folder / "model")
         answered = {"before training": before, "after training": after}
-        write_samples(order.folder / "samples.md", pairs.texts[: config.train.samples], answered)
+        few = config.train.samples
+        write_samples(order.folder / "samples.md", pairs.texts[:few], answered, pair_files.most_wrong(few))
         draw_plots(order.folder)
 
 

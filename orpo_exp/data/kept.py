@@ -6,12 +6,11 @@ import mmap
 import os
 import shutil
 import socket
-from array import array
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import accumulate, chain
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orpo_exp.columns import column
 from orpo_exp.files import locked
 from orpo_exp.schema import ConfigError
 
@@ -78,32 +77,6 @@ def write(path: Path, schema: "pyarrow.Schema", batches: Iterable[Mapping[str, A
         for batch in batches:
             columns = [column(batch[field.name], field.type) for field in schema]
             file.write_batch(pyarrow.record_batch(columns, schema))
-
-
-def column(values: Sequence[Any], kind: "pyarrow.DataType") -> "pyarrow.Array":
-    """Texts, numbers of 8, 32 or 64 bits, bytes of one length, or lists of 32-bit numbers, none of them missing.
-
-    `pyarrow.array` would import pandas first, which takes longer than most data do, and look at every number.
-    """
-    import pyarrow
-    from pyarrow import types
-
-    def numbers(kind: "pyarrow.DataType", of: Iterable[int]) -> "pyarrow.Array":
-        packed = array({8: "b", 32: "i", 64: "q"}[kind.bit_width], of)
-        return pyarrow.Array.from_buffers(kind, len(packed), [None, pyarrow.py_buffer(packed)])
-
-    def ends(of: Iterable[Sequence[Any]]) -> "pyarrow.Array":
-        return numbers(pyarrow.int32(), accumulate(map(len, of), initial=0))
-
-    if types.is_list(kind):
-        return pyarrow.ListArray.from_arrays(ends(values), numbers(kind.value_type, chain.from_iterable(values)))
-    if types.is_integer(kind):
-        return numbers(kind, values)
-    if types.is_fixed_size_binary(kind):
-        return pyarrow.Array.from_buffers(kind, len(values), [None, pyarrow.py_buffer(b"".join(values))])
-    assert types.is_string(kind), kind
-    texts = [text.encode() for text in values]
-    return pyarrow.StringArray.from_buffers(len(texts), ends(texts).buffers()[1], pyarrow.py_buffer(b"".join(texts)))
 
 
 class Mapped:

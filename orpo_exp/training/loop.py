@@ -12,6 +12,7 @@ from orpo_exp.plugins import Plugin
 from orpo_exp.tracking import Trackers
 from orpo_exp.training.metrics import Speed, reduce_outputs, refuse_non_finite
 from orpo_exp.training.objectives import evaluated, make_objective
+from orpo_exp.training.pair_results import PairResults, gathered
 from orpo_exp.training.reference import HELD_OUT, TRAIN, Reference
 from orpo_exp.training.settings import TrainConfig
 from orpo_exp.training.sharing import Sharing
@@ -39,6 +40,7 @@ class Loop:
     max_steps: optimizer steps in all. learning_rate: that of a step, counted from 1. note_step: called after each one.
     weight: what the lambda schedule gave the latest step. eval_metrics: the latest evaluation.
     stopped_by: the number of the signal that made the loop leave early, the same on all ranks; 0 for none.
+    note_pairs: called on all ranks with each evaluation's results pair by pair.
     """
 
     train: TrainConfig
@@ -60,6 +62,7 @@ class Loop:
     speed: Speed = field(default_factory=Speed)
     eval_metrics: dict[str, float] = field(default_factory=dict)
     stopped_by: int = 0
+    note_pairs: Callable[[PairResults], None] = lambda results: None
 
     def run(self) -> None:
         """Train from `step` to `max_steps`; save and leave between two steps when `stop` asks for it.
@@ -121,9 +124,10 @@ class Loop:
         with self.speed.paused():
             share = self.sharing.of(self.completed(self.data.held_out))
             compared = self.reference.logps(HELD_OUT, share) if self.reference else None
-            output = evaluated(self.plugin, self.loss, share, compared, self.weight)
+            output, logps = evaluated(self.plugin, self.loss, share, compared, self.weight)
             self.eval_metrics = reduce_outputs(self.plugin.ranks, [output], share.counts) | self.weight_metric
             self.trackers.log(self.step, "eval", self.eval_metrics)
+            self.note_pairs(gathered(self.step, self.plugin.ranks, share, output, logps))
 
     def save(self) -> None:
         """Write a checkpoint of this step."""

@@ -11,14 +11,17 @@ from orpo_exp.training.sharing import Share
 from orpo_exp.types import LossOutput, PairLogps, Span, TokenizedPair, TokenLogps
 
 
-def evaluated(plugin: Plugin, loss: Loss, share: Share, compared: PairLogps | None, weight: float) -> LossOutput:
-    """This replica's output for all of its pairs, each scored once and without gradient; see `make_objective`."""
+def evaluated(
+    plugin: Plugin, loss: Loss, share: Share, compared: PairLogps | None, weight: float
+) -> tuple[LossOutput, PairLogps]:
+    """This replica's output for all of its pairs, each scored once and without gradient, see `make_objective`; and
+    their log-probabilities."""
     logps = plugin.score(share.batches)
     if loss.scope is Scope.pair:
-        return loss(logps, compared and compared.to(logps.chosen.values.device), weight, share.counts)
+        return loss(logps, compared and compared.to(logps.chosen.values.device), weight, share.counts), logps
     whole, _ = gather_logps(plugin.ranks, logps)
     others = compared and gather_logps(plugin.ranks, compared)[0]
-    return reported_once(plugin.ranks, loss(whole, others, weight, share.counts))
+    return reported_once(plugin.ranks, loss(whole, others, weight, share.counts)), logps
 
 
 def make_objective(

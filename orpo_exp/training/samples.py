@@ -22,17 +22,31 @@ def answers(
     return [tokenizer.decode(ids) for ids in generated]
 
 
-def write_samples(path: Path, pairs: Sequence[PreferencePair], answers: dict[str, list[str]]) -> None:
-    """Write samples.md. answers: when ("before training", ...) -> one answer per pair."""
+def write_samples(
+    path: Path,
+    pairs: Sequence[PreferencePair],
+    answers: dict[str, list[str]],
+    most_wrong: Sequence[tuple[PreferencePair, float]],
+) -> None:
+    """Write samples.md. answers: when ("before training", ...) -> one answer per pair. most_wrong: held-out pairs whose
+    rejected answer has the higher reward, with the margin."""
     lines = ["# Held-out prompts, answered greedily", ""]
     for number, pair in enumerate(pairs):
-        turns = pair.prompt
-        prompt = turns if isinstance(turns, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
-        lines += [f"## {number + 1}", "", "prompt", *_fenced(prompt)]
+        lines += [f"## {number + 1}", "", "prompt", *_fenced(_prompt(pair))]
         for when, texts in answers.items():
             lines += [when, *_fenced(texts[number])]
         lines += ["chosen in the data", *_fenced(pair.chosen), "rejected in the data", *_fenced(pair.rejected)]
+    if most_wrong:
+        lines += ["# Held-out pairs that it gets most wrong", ""]
+    for pair, margin in most_wrong:
+        lines += [f"## Row {pair.row}, margin {margin:.4g}", "", "prompt", *_fenced(_prompt(pair))]
+        lines += ["chosen in the data", *_fenced(pair.chosen), "rejected in the data", *_fenced(pair.rejected)]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _prompt(pair: PreferencePair) -> str:
+    turns = pair.prompt
+    return turns if isinstance(turns, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 
 
 def _fenced(text: str) -> list[str]:

@@ -27,6 +27,7 @@ class TrainConfig(Settings):
     best_direction: Direction | None = field(default=None, metadata={"affects_numbers": False})
     samples: int = setting(4, ge=0, affects_numbers=False)
     sample_tokens: int = setting(64, ge=1, affects_numbers=False)
+    keep_pairs: bool = setting(False, affects_numbers=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,0 +1,94 @@
+"""What an evaluation comes to, pair by pair: a table with a row for each held-out pair."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from orpo_exp.columns import column
+from orpo_exp.files import written_beside
+from orpo_exp.plugins import Ranks
+from orpo_exp.training.objectives import gather_rows
+from orpo_exp.training.sharing import Share
+from orpo_exp.types import LossOutput, PairLogps, PreferencePair
+
+PAIRS = "pairs.parquet"
+
+
+@dataclass(frozen=True)
+class PairResults:
+    """rows: (pairs,) int64, of the data, ascending. metrics: by name (pairs,) float64, those of which an evaluation
+    reports the means. logps: of each part that was scored (pairs,) float64, the log-probability of all its tokens;
+    tokens: (pairs,) int64, how many these are."""
+
+    step: int
+    rows: Tensor
+    metrics: Mapping[str, Tensor]
+    logps: Mapping[str, Tensor]
+    tokens: Mapping[str, Tensor]
+
+
+def gathered(step: int, ranks: Ranks, share: Share, output: LossOutput, logps: PairLogps) -> PairResults:
+    """All replicas' pairs, on every rank, which all call it. logps: of this replica's pairs. output: of the same; with
+    scope `batch` the first replica's has all pairs, in the order of the replicas, and the others' none."""
+    rows = gather_rows(ranks, share.pairs)
+    order = rows.argsort()
+
+    def whole(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: torch.cat(ranks.gather(of.cpu()))[order] for name, of in own.items()}
+
+    spans = {span.name: of for span, of in logps.by_span().items()}
+    sums, tokens = {name: of.sum() for name, of in spans.items()}, {name: of.lengths for name, of in spans.items()}
+    return PairResults(step, rows[order], whole(output.per_pair), whole(sums), whole(tokens))
+
+
+class PairFiles:
+    """Writes an evaluation's results pair by pair, pairs.parquet, which is always that of the latest one.
+
+    texts: all held-out pairs. every: whether each evaluation's are kept as well, as pairs/step-00000050.parquet.
+
+    Columns: `row` of the data; `prompt`, 16 hexadecimal digits that are the same where prompts are; the metrics by
+    their names; `chosen_logp` and `chosen_tokens`, the sum of so many tokens' log-probabilities, and so on for each
+    part that was scored.
+    """
+
+    def __init__(self, folder: Path, texts: Sequence[PreferencePair], every: bool) -> None:
+        self.folder, self.texts, self.every = folder, texts, every
+
+    def write(self, results: PairResults) -> None:
+        """Replace the file at once."""
+        import pyarrow
+        from pyarrow import parquet
+
+        rows = results.rows.tolist()
+        columns = {"row": column(rows, pyarrow.int64())}
+        columns["prompt"] = column([self._prompts[row] for row in rows], pyarrow.string())
+        for name, of in results.tokens.items():
+            columns[f"{name}_tokens"] = column(of.tolist(), pyarrow.int64())
+            columns[f"{name}_logp"] = column(results.logps[name].tolist(), pyarrow.float64())
+        columns |= {name: column(of.tolist(), pyarrow.float64()) for name, of in results.metrics.items()}
+        table = pyarrow.table(columns).replace_schema_metadata({"step": str(results.step)})
+        paths = [self.folder / PAIRS]
+        if self.every:
+            (self.folder / "pairs").mkdir(exist_ok=True)
+            paths.append(self.folder / "pairs" / f"step-{results.step:08d}.parquet")
+        for path in paths:
+            with written_beside(path) as beside:
+                parquet.write_table(table, beside)
+
+    def most_wrong(self, count: int) -> list[tuple[PreferencePair, float]]:
+        """Of the latest evaluation's pairs with a negative margin the worst, with it."""
+        from pyarrow import parquet
+
+        table = parquet.read_table(self.folder / PAIRS, columns=["row", "rewards/margin"])
+        margins = sorted(zip(table["rewards/margin"].to_pylist(), table["row"].to_pylist(), strict=True))[:count]
+        texts = {pair.row: pair for pair in self.texts}
+        return [(texts[row], margin) for margin, row in margins if margin < 0]
+
+    @cached_property
+    def _prompts(self) -> dict[int, str]:
+        return {pair.row: hashlib.sha256(str(pair.prompt).encode()).hexdigest()[:16] for pair in self.texts}
