@@ -85,7 +85,7 @@ class FiniteConfig(DataConfig):
     longest: int | None = setting(None, ge=2, as_before=None)
     longest_prompt: int | None = setting(None, ge=1, as_before=None)
     shortest_answer: int | None = setting(None, ge=1, as_before=None)
-    cache: str = setting("~/.cache/orpo_exp/data", affects_numbers=False)
+    cache: str | None = setting(None, affects_numbers=False)
 
     @property
     @override

@@ -23,10 +23,12 @@ READS = 4096  # after so many of them what was read of a file is let go
 
 
 class Kept:
-    """Where things are kept: a folder, which may be removed at any time but while it is being filled."""
+    """Where things are kept: a folder, which may be removed at any time but while it is being filled. None: `data` in
+    that of the environment's ORPO_EXP_CACHE, or in ~/.cache/orpo_exp."""
 
-    def __init__(self, folder: str) -> None:
-        self.root = Path(folder).expanduser()
+    def __init__(self, folder: str | None) -> None:
+        usual = Path(os.environ.get("ORPO_EXP_CACHE", "~/.cache/orpo_exp"), "data")
+        self.root = Path(folder or usual).expanduser()
 
     def make(self, kind: str, facts: Any, fill: Callable[[Path], None]) -> Path:
         """The folder of this kind for these facts, filled where it is not there yet: by one of the processes that ask,
