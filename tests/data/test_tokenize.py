@@ -184,3 +184,22 @@ def test_a_pair_longer_than_the_models_positions_is_refused_by_its_row():
     endless = TokenizedData(lambda wanted: [long], None, [pair(0, [1], [2], [3])], [], {}, 0, max_length=100)
     with pytest.raises(ConfigError, match="positions"):
         endless.within(longest - 1).train(range(1))
+
+
+def test_a_tokenizer_written_in_python_tokenizes_apart_alone():
+    """It does not say where in a text its tokens are."""
+    from transformers import ByT5Tokenizer
+
+    slow = ByT5Tokenizer()
+    pairs, unusable = Tokenizing(slow, 100, 10)(
+        [PreferencePair(0, "Hi", "yes", "no"), PreferencePair(1, "é", "a", "a")]
+    )
+    assert [pair.row for pair in pairs] == [0]
+    assert pairs[0].prompt_ids.tolist() == [3 + byte for byte in b"Hi"]
+    assert pairs[0].chosen_ids.tolist() == [*(3 + byte for byte in b"yes"), slow.eos_token_id]
+    assert [row for row, _ in unusable] == [1]
+    held_out = [PreferencePair(9, "p", "a", "b")]
+    source = SourceData(held_out, 1, held_out)
+    assert prepare(source, slow, DataConfig()).size == 1
+    with pytest.raises(ConfigError, match=r"data\.whole_text"):
+        prepare(source, slow, DataConfig(whole_text=True))
