@@ -16,7 +16,6 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from orpo_exp.data.kept import AT_ONCE
 from orpo_exp.data.tokenize import TokenizedData, prepare, training_texts
 from orpo_exp.types import TokenizedPair
 
@@ -108,14 +107,14 @@ class Seen:
 
     @staticmethod
     def of(pairs: TokenizedData, count: int) -> "Seen":
-        """Look at so many of them, a number at a time."""
+        """Look at so many of them."""
         seen = Seen({"prompt": [], "chosen": [], "rejected": []}, Counter(), Counter())
-        for first in range(0, count, AT_ONCE):
-            for pair in pairs.train(range(first, min(first + AT_ONCE, count))):
-                for name, ids in zip(seen.lengths, (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids), strict=True):
-                    seen.lengths[name].append(len(ids))
-                seen.prompts[_key(pair.prompt_ids)] += 1
-                seen.whole[_key(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)] += 1
+        for pair in pairs.first(count):
+            parts = pair.prompt_ids, pair.chosen_ids, pair.rejected_ids
+            for name, ids in zip(seen.lengths, parts, strict=True):
+                seen.lengths[name].append(len(ids))
+            seen.prompts[_key(pair.prompt_ids)] += 1
+            seen.whole[_key(*parts)] += 1
         return seen
 
 

@@ -48,11 +48,17 @@ class TokenizedData:
     form: str = ""
     kept: tuple[Kept, str] | None = None
 
+    def first(self, count: int | None) -> Iterator[TokenizedPair]:
+        """So many training pairs, of which some are held at a time; None, or more than there are: all."""
+        last = self.size if count is None or (self.size is not None and count > self.size) else count
+        assert last is not None
+        for begin in range(0, last, AT_ONCE):
+            yield from self.train(range(begin, min(begin + AT_ONCE, last)))
+
     def each(self) -> Iterator[TokenizedPair]:
-        """All held-out pairs, and the training pairs of a finite source, some of which are held at a time."""
+        """All held-out pairs, and the training pairs of a finite source."""
         yield from self.held_out
-        for first in range(0, self.size or 0, AT_ONCE):
-            yield from self.train(range(first, min(first + AT_ONCE, self.size or 0)))
+        yield from self.first(self.size or 0)
 
     def within(self, positions: int | None) -> "TokenizedData":
         """The same for a model of so many positions, None for no limit. ConfigError where a pair is longer than that.

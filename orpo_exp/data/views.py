@@ -16,6 +16,7 @@ class View(Sequence[T]):
 
     def __init__(self, parts: Sequence[Sequence[T]], positions: Tensor) -> None:
         self.parts, self.positions = parts, positions
+        self._numbers = memoryview(positions.numpy())  # type: ignore[arg-type]  # of a tensor each number would be a tensor first
         self._begins = list(accumulate((len(part) for part in parts), initial=0))
 
     @override
@@ -30,6 +31,6 @@ class View(Sequence[T]):
     def __getitem__(self, place: int | slice) -> "T | View[T]":
         if isinstance(place, slice):
             return View(self.parts, self.positions[place])
-        position = int(self.positions[place])
+        position = self._numbers[place]
         part = bisect_right(self._begins, position) - 1
         return self.parts[part][position - self._begins[part]]

@@ -11,7 +11,7 @@ from orpo_exp.launchers import Finding
 from orpo_exp.planning.figures import NAMES, Figures, Memory
 
 NOT_KNOWN = "not known"
-HEAD = "A plan; nothing was started and nothing written."
+HEAD = "A plan; nothing was started."
 
 
 def page(figures: Figures, findings: Sequence[Finding], time_limit: float | None) -> RenderableType:

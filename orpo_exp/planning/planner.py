@@ -155,7 +155,7 @@ def told(
         steps=inputs.max_steps,
         done=done,
         epochs=None if per_epoch is None else inputs.max_steps / per_epoch,
-        tokens=counted.tokens if pairs.size is None else sum(of.length for of in pairs.train(range(pairs.size))),
+        tokens=counted.tokens if pairs.size is None else sum(of.length for of in pairs.first(None)),
         padding=counted.padding,
         spared=counted.spared,
         layout=LAYOUTS.name(layout),
