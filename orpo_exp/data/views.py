@@ -16,7 +16,8 @@ class View(Sequence[T]):
 
     def __init__(self, parts: Sequence[Sequence[T]], positions: Tensor) -> None:
         self.parts, self.positions = parts, positions
-        self._numbers = memoryview(positions.numpy())  # type: ignore[arg-type]  # of a tensor each number would be a tensor first
+        # of a tensor each number would be a tensor first
+        self._numbers = memoryview(positions.numpy())  # type: ignore[arg-type]
         self._begins = list(accumulate((len(part) for part in parts), initial=0))
 
     @override
