@@ -61,6 +61,7 @@ def test_what_cannot_be_run_is_refused_as_ever(tmp_path, pairs_file, capsys):
     assert left(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_points_of_a_sweep_are_planned_a_line_each(pairs_file, tmp_path, capsys):
     before = left(tmp_path)
     assert main(["--multirun", *PLAN, "train.max_steps=1,3", "hydra.launcher.parallel=2"]) == 0
