@@ -88,9 +88,10 @@ class Files(Source):
             about.write(folder)
 
         texts = Texts(kept, kept.make("texts", facts, fill))
-        if texts.about().drawn_by not in (None, seed):
-            texts = Texts(kept, kept.make("texts", [*facts, seed], fill))
         about = texts.about()
+        if about.drawn_by not in (None, seed):
+            texts = Texts(kept, kept.make("texts", [*facts, seed], fill))
+            about = texts.about()
         _check(about, c.max_skipped, key, given)
         return Part(texts, about.broken | about.skipped, about.form, about.rows)
 

@@ -19,7 +19,7 @@ from orpo_exp.data.tokens import Tokens, tokens_of
 from orpo_exp.data.views import View
 from orpo_exp.files import write_atomically
 from orpo_exp.schema import ConfigError, Refused
-from orpo_exp.types import PreferencePair, TokenizedPair
+from orpo_exp.types import Need, PreferencePair, TokenizedPair
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,10 @@ class TokenizedData:
         drawn = self.train
         train = drawn if self.size is not None else lambda wanted: [check(pair) for pair in drawn(wanted)]
         return dataclasses.replace(self, train=train, max_length=positions)
+
+    def completed(self, pairs: Sequence[TokenizedPair], needs: frozenset[Need]) -> Sequence[TokenizedPair]:
+        """The pairs with what is needed from beyond each of them."""
+        return self.with_mismatched(pairs) if Need.mismatched in needs else pairs
 
     def with_mismatched(self, pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
         """Each pair with the answers of the next one, the last with those of the first; cut to fit behind its prompt.

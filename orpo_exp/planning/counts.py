@@ -3,12 +3,11 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from orpo_exp.data.tokenize import TokenizedData
 from orpo_exp.layouts import Layout
 from orpo_exp.layouts.padded import Padded
 from orpo_exp.preparing import Read
 from orpo_exp.training.sharing import Share, Sharing
-from orpo_exp.types import Need, TokenizedPair
+from orpo_exp.types import TokenizedPair
 
 MOST_STEPS = 20_000  # that are looked at: some ten million pairs, and a minute
 
@@ -76,17 +75,12 @@ def shares(read: Read, sharing: Sharing) -> Iterator[Share]:
     """This replica's share of each step."""
     for step in range(1, min(read.max_steps, MOST_STEPS) + 1):
         pairs = read.pairs.train(read.steps.positions(step))
-        yield sharing.of(complete(read.pairs, pairs, sharing.needs))
+        yield sharing.of(read.pairs.completed(pairs, sharing.needs))
 
 
 def evaluated(read: Read, sharing: Sharing) -> Share:
     """This replica's share of an evaluation."""
-    return sharing.of(complete(read.pairs, read.pairs.held_out, sharing.needs))
-
-
-def complete(data: TokenizedData, pairs: Sequence[TokenizedPair], needs: frozenset[Need]) -> Sequence[TokenizedPair]:
-    """The pairs as the loop has them."""
-    return data.with_mismatched(pairs) if Need.mismatched in needs else pairs
+    return sharing.of(read.pairs.completed(read.pairs.held_out, sharing.needs))
 
 
 def computed(layout: Layout, parts: Sequence[Sequence[TokenizedPair]]) -> int:

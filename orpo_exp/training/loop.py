@@ -1,6 +1,6 @@
 """The one training loop."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,7 +17,6 @@ from orpo_exp.training.reference import HELD_OUT, TRAIN, Reference
 from orpo_exp.training.settings import TrainConfig
 from orpo_exp.training.sharing import Sharing
 from orpo_exp.training.stop import StopRequest
-from orpo_exp.types import Need, TokenizedPair
 
 
 class Saves(Protocol):
@@ -94,7 +93,7 @@ class Loop:
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step on one global batch; its metrics."""
-        pairs = self.completed(self.data.train(self.order.positions(self.step)))
+        pairs = self.data.completed(self.data.train(self.order.positions(self.step)), self.loss.needs)
         share = self.sharing.of(pairs)
         self.weight = self.lam_schedule.weight(self.step)
         lr = self.learning_rate(self.step)
@@ -122,7 +121,7 @@ class Loop:
         if not self.data.held_out:
             return
         with self.speed.paused():
-            share = self.sharing.of(self.completed(self.data.held_out))
+            share = self.sharing.of(self.data.completed(self.data.held_out, self.loss.needs))
             compared = self.reference.logps(HELD_OUT, share) if self.reference else None
             output, logps = evaluated(self.plugin, self.loss, share, compared, self.weight)
             self.eval_metrics = reduce_outputs(self.plugin.ranks, [output], share.counts) | self.weight_metric
@@ -149,10 +148,6 @@ class Loop:
         self.step, self.weight, self.eval_metrics = state["step"], state["weight"], state["eval_metrics"]
         self.lam_schedule.load_state_dict(state["lam_schedule"])
         self.speed.load_state_dict(state["speed"])
-
-    def completed(self, pairs: Sequence[TokenizedPair]) -> Sequence[TokenizedPair]:
-        """The pairs with what the loss needs from beyond each of them."""
-        return self.data.with_mismatched(pairs) if Need.mismatched in self.loss.needs else pairs
 
     @property
     def weight_metric(self) -> dict[str, float]:
