@@ -6,11 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from orpo_exp.data.kept import ABOUT, AT_ONCE, Kept, Mapped, write
 from orpo_exp.types import PreferencePair
@@ -35,7 +34,7 @@ class About:
         (folder / ABOUT).write_text(json.dumps(asdict(self)))
 
 
-class Texts(Sequence[PreferencePair]):
+class Texts:
     """The pairs in a folder that `write_texts` filled. places: those of them that are meant, (n,) int64; None: all.
     first_row: what is added to their rows' numbers. key: what tells them from others, but for the numbers."""
 
@@ -62,7 +61,7 @@ class Texts(Sequence[PreferencePair]):
         """All of them, a number at a time."""
         if self.places is not None:
             for first in range(0, len(self), AT_ONCE):
-                yield self[first : first + AT_ONCE]
+                yield [self[place] for place in range(first, min(first + AT_ONCE, len(self)))]
             return
         for batch in self._file.batches:
             columns = (column.to_pylist() for column in batch.columns[:5])
@@ -80,18 +79,10 @@ class Texts(Sequence[PreferencePair]):
         whole = torch.frombuffer(bytearray(found), dtype=torch.int64).view(-1, 2)
         return whole if self.places is None else whole[self.places]
 
-    @override
     def __len__(self) -> int:
         return self._size
 
-    @overload
-    def __getitem__(self, place: int) -> PreferencePair: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[PreferencePair]: ...
-    @override
-    def __getitem__(self, place: int | slice) -> PreferencePair | list[PreferencePair]:
-        if isinstance(place, slice):
-            return [self[at] for at in range(*place.indices(len(self)))]
+    def __getitem__(self, place: int) -> PreferencePair:
         batch, at = self._where(place)
         self._file.read()
         return self._pair(*(column[at].as_py() for column in self._file.batches[batch].columns[:5]))

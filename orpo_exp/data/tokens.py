@@ -8,11 +8,10 @@ from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from typing_extensions import override
 
 from orpo_exp.data.kept import ABOUT, AT_ONCE, Mapped, write
 from orpo_exp.data.pair_tokenizer import Encoded, PairTokenizer
@@ -28,7 +27,7 @@ AS_TOKENIZED = 1  # raised where the same texts come to other tokens than before
 SIDES = ("prompt", "chosen", "rejected")
 
 
-class Tokens(Sequence[TokenizedPair]):
+class Tokens:
     """The tokens of texts, pair by pair; of one that is not usable there are none.
 
     unusable: place -> why. truncated, moved: (n,) bool, see Encoded. key: what tells them from others.
@@ -42,18 +41,10 @@ class Tokens(Sequence[TokenizedPair]):
         self.unusable: dict[int, str] = {int(place): why for place, why in about["unusable"].items()}
         self.truncated, self.moved = self._marks("truncated"), self._marks("moved")
 
-    @override
     def __len__(self) -> int:
         return len(self.texts)
 
-    @overload
-    def __getitem__(self, place: int) -> TokenizedPair: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[TokenizedPair]: ...
-    @override
-    def __getitem__(self, place: int | slice) -> TokenizedPair | list[TokenizedPair]:
-        if isinstance(place, slice):
-            return [self[at] for at in range(*place.indices(len(self)))]
+    def __getitem__(self, place: int) -> TokenizedPair:
         batch, at = divmod(place, AT_ONCE)
         self._file.read()
         parts = (values[offsets[at] : offsets[at + 1]] for offsets, values in (side[batch] for side in self._sides))
