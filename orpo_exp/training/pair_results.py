@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,10 +14,16 @@ from orpo_exp.columns import column
 from orpo_exp.files import written_beside
 from orpo_exp.plugins import Ranks
 from orpo_exp.training.objectives import gather_rows
+from orpo_exp.training.samples import prompt_text
 from orpo_exp.training.sharing import Share
 from orpo_exp.types import LossOutput, PairLogps, PreferencePair
 
+if TYPE_CHECKING:
+    import numpy
+
 PAIRS = "pairs.parquet"
+TEXTS = "held_out.parquet"
+SHOWN = 600  # characters of a prompt or an answer that are kept as text, to be looked at
 
 
 @dataclass(frozen=True)
@@ -46,14 +53,49 @@ def gathered(step: int, ranks: Ranks, share: Share, output: LossOutput, logps: P
     return PairResults(step, rows[order], whole(output.per_pair), whole(sums), whole(tokens))
 
 
+@dataclass(frozen=True)
+class PairTable:
+    """What a pairs.parquet holds. step: of its evaluation. rows: (pairs,) of the data, ascending. prompts: the same
+    text where prompts are the same. columns: every other column by name, (pairs,) numbers."""
+
+    step: int
+    rows: "numpy.ndarray"
+    prompts: Sequence[str]
+    columns: Mapping[str, "numpy.ndarray"]
+
+
+def read_pairs(path: Path) -> PairTable | None:
+    """What a file that PairFiles wrote holds, None where there is none."""
+    from pyarrow import parquet
+
+    if not path.exists():
+        return None
+    table = parquet.read_table(path)
+    numbers = {name: table[name].to_numpy() for name in table.column_names if name not in ("row", "prompt")}
+    return PairTable(int(table.schema.metadata[b"step"]), table["row"].to_numpy(), table["prompt"].to_pylist(), numbers)
+
+
+def read_texts(path: Path) -> dict[int, tuple[str, str, str]]:
+    """Prompt, chosen and rejected answer by row of what PairFiles wrote as TEXTS; nothing where there is no file."""
+    from pyarrow import parquet
+
+    if not path.exists():
+        return {}
+    table = parquet.read_table(path)
+    row, prompt, chosen, rejected = (table[name].to_pylist() for name in ("row", "prompt", "chosen", "rejected"))
+    return dict(zip(row, zip(prompt, chosen, rejected, strict=True), strict=True))
+
+
 class PairFiles:
     """Writes an evaluation's results pair by pair, pairs.parquet, which is always that of the latest one.
+
 
     texts: all held-out pairs. every: whether each evaluation's are kept as well, as pairs/step-00000050.parquet.
 
     Columns: `row` of the data; `prompt`, 16 hexadecimal digits that are the same where prompts are; the metrics by
     their names; `chosen_logp` and `chosen_tokens`, the sum of so many tokens' log-probabilities, and so on for each
-    part that was scored.
+    part that was scored. Beside it lies held_out.parquet with the texts: `row`, and of `prompt`, of which the end is
+    kept, `chosen` and `rejected` at most SHOWN characters.
     """
 
     def __init__(self, folder: Path, texts: Sequence[PreferencePair], every: bool) -> None:
@@ -72,6 +114,8 @@ class PairFiles:
             columns[f"{name}_logp"] = column(results.logps[name].tolist(), pyarrow.float64())
         columns |= {name: column(of.tolist(), pyarrow.float64()) for name, of in results.metrics.items()}
         table = pyarrow.table(columns).replace_schema_metadata({"step": str(results.step)})
+        if not (self.folder / TEXTS).exists():
+            self._write_texts()
         paths = [self.folder / PAIRS]
         if self.every:
             (self.folder / "pairs").mkdir(exist_ok=True)
@@ -82,13 +126,36 @@ class PairFiles:
 
     def most_wrong(self, count: int) -> list[tuple[PreferencePair, float]]:
         """Of the latest evaluation's pairs with a negative margin the worst, with it."""
-        from pyarrow import parquet
-
-        table = parquet.read_table(self.folder / PAIRS, columns=["row", "rewards/margin"])
-        margins = sorted(zip(table["rewards/margin"].to_pylist(), table["row"].to_pylist(), strict=True))[:count]
+        table = read_pairs(self.folder / PAIRS)
+        assert table is not None
+        margins = sorted(zip(table.columns["rewards/margin"].tolist(), table.rows.tolist(), strict=True))[:count]
         texts = {pair.row: pair for pair in self.texts}
         return [(texts[row], margin) for margin, row in margins if margin < 0]
+
+    def _write_texts(self) -> None:
+        import pyarrow
+        from pyarrow import parquet
+
+        shown = [
+            (pair.row, ended(prompt_text(pair)), begun(pair.chosen), begun(pair.rejected))
+            for pair in sorted(self.texts, key=lambda pair: pair.row)
+        ]
+        kinds = {"row": pyarrow.int64()} | dict.fromkeys(("prompt", "chosen", "rejected"), pyarrow.string())
+        columns = [list(of) for of in zip(*shown, strict=True)]
+        table = pyarrow.table({name: column(of, kinds[name]) for name, of in zip(kinds, columns, strict=True)})
+        with written_beside(self.folder / TEXTS) as beside:
+            parquet.write_table(table, beside, compression="zstd")
 
     @cached_property
     def _prompts(self) -> dict[int, str]:
         return {pair.row: hashlib.sha256(str(pair.prompt).encode()).hexdigest()[:16] for pair in self.texts}
+
+
+def begun(text: str) -> str:
+    """The text, of a long one its beginning."""
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+
+
+def ended(text: str) -> str:
+    """The text, of a long one its end."""
+    return text if len(text) <= SHOWN else "…" + text[1 - SHOWN :]

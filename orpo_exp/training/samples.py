@@ -32,19 +32,20 @@ def write_samples(
     rejected answer has the higher reward, with the margin."""
     lines = ["# Held-out prompts, answered greedily", ""]
     for number, pair in enumerate(pairs):
-        lines += [f"## {number + 1}", "", "prompt", *_fenced(_prompt(pair))]
+        lines += [f"## {number + 1}", "", "prompt", *_fenced(prompt_text(pair))]
         for when, texts in answers.items():
             lines += [when, *_fenced(texts[number])]
         lines += ["chosen in the data", *_fenced(pair.chosen), "rejected in the data", *_fenced(pair.rejected)]
     if most_wrong:
         lines += ["# Held-out pairs that it gets most wrong", ""]
     for pair, margin in most_wrong:
-        lines += [f"## Row {pair.row}, margin {margin:.4g}", "", "prompt", *_fenced(_prompt(pair))]
+        lines += [f"## Row {pair.row}, margin {margin:.4g}", "", "prompt", *_fenced(prompt_text(pair))]
         lines += ["chosen in the data", *_fenced(pair.chosen), "rejected in the data", *_fenced(pair.rejected)]
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
-def _prompt(pair: PreferencePair) -> str:
+def prompt_text(pair: PreferencePair) -> str:
+    """A prompt to be read by people: of a conversation a line for each turn."""
     turns = pair.prompt
     return turns if isinstance(turns, str) else "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
 

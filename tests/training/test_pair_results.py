@@ -3,10 +3,13 @@
 import hashlib
 import json
 import math
+from pathlib import Path
 
 import pytest
 from pyarrow import parquet
 from support import uneven_rows
+
+from orpo_exp.training.pair_results import PAIRS, TEXTS, read_pairs, read_texts
 
 SHORT = [
     "+experiment=orpo", "model=tiny", "data.path=pairs.jsonl", "data.eval_size=6", "train.max_steps=4",
@@ -65,3 +68,20 @@ def test_the_page_shows_the_pairs_that_it_gets_most_wrong(run, rows):
         assert rows[row]["prompt"] in page
         assert rows[row]["rejected"] in page
     assert not (folder / "pairs").exists()
+
+
+def test_the_texts_lie_beside_the_pairs(run, rows):
+    long, held_out = "x" * 700, 24
+    (rows_file := Path("pairs.jsonl")).write_text(
+        rows_file.read_text() + json.dumps({"prompt": long, "chosen": "yes", "rejected": long}) + "\n"
+    )
+    folder = run(*SHORT, "data.eval_size=1000", "data.eval_path=pairs.jsonl")
+    texts, pairs = read_texts(folder / TEXTS), read_pairs(folder / PAIRS)
+    assert pairs.step == 4
+    assert list(texts) == pairs.rows.tolist()
+    assert texts[held_out] == ("…" + "x" * 599, "yes", "x" * 599 + "…")
+    assert all(texts[row] == (of["prompt"], of["chosen"], of["rejected"]) for row, of in enumerate(rows))
+    table = parquet.read_table(folder / PAIRS).to_pydict()
+    assert pairs.prompts == table.pop("prompt")
+    assert pairs.rows.tolist() == table.pop("row")
+    assert {name: of.tolist() for name, of in pairs.columns.items()} == table
