@@ -64,6 +64,10 @@ class Launcher(ABC):
     def at_a_time(self, orders: Sequence[RunOrder]) -> int:
         """How many points of a sweep are run side by side, at most."""
 
+    def on_a_gpu(self) -> int:
+        """How many points share a GPU, at most."""
+        return 1
+
     def elsewhere(self) -> Elsewhere | None:
         """Where runs are run; None: here."""
         return None

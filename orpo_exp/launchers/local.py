@@ -21,12 +21,14 @@ from orpo_exp.launchers.job import Entry, Job
 from orpo_exp.plugins import Place, start_ranks
 from orpo_exp.plugins.processes import handed_on, send, shell_code
 from orpo_exp.runs.order import RunOrder
+from orpo_exp.runs.states import read_result
 from orpo_exp.schema import ConfigError, setting
 from orpo_exp.sweeps.progress import Progress
 from orpo_exp.tracking.logs import CONSOLE
 
 MOST_ON_CPU = 8  # points at a time, where cores abound: each has memory and start-up of its own
 POLL_SECONDS = 0.2
+OUT_OF_MEMORY = "out of memory"  # in what PyTorch says when a GPU's does not suffice
 # What the fork server is started with: it asks for GPUs without touching them, and NumPy makes no threads.
 CLEAN = {server.SERVER: "1", "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -58,9 +60,10 @@ class Local(Launcher):
 
     @dataclass
     class Config(LauncherConfig):
-        """parallel: points at a time; None: as many as there are GPUs or cores for."""
+        """parallel: points at a time; None: as many as there are GPUs or cores for. per_gpu: those that share a GPU."""
 
         parallel: int | None = setting(None, ge=1)
+        per_gpu: int = setting(1, ge=1)
 
     config: Config
     foreground = True
@@ -112,23 +115,38 @@ class Local(Launcher):
         for name, code in ended.items():
             if code and not received:
                 # a path may hold what rich would take for markup
-                CONSOLE.print(Text(f"{name} ended with exit code {code}: {logs / name}.log"), soft_wrap=True)
+                why = f"{name} ended with exit code {code}: {logs / name}.log"
+                if self.config.per_gpu > 1 and OUT_OF_MEMORY in str((read_result(folder / name) or {}).get("error")):
+                    why += f". The GPU's memory did not suffice for {self.config.per_gpu} points: lower per_gpu."
+                CONSOLE.print(Text(why), soft_wrap=True)
         return 128 + received[0] if received else max(ended.values(), default=0)
 
     @override
     def at_a_time(self, orders: Sequence[RunOrder]) -> int:
         return len(self.slots(orders))
 
+    @override
+    def on_a_gpu(self) -> int:
+        return self.config.per_gpu
+
     def slots(self, orders: Sequence[RunOrder]) -> list[Slot]:
         """The machine's GPUs and cores, split among the points that run at a time."""
         gpus, cores = visible_gpus(), len(os.sched_getaffinity(0))
         ranks = max((order.config.processes or 1 for order in orders), default=1)
-        possible = max(1, len(gpus) // ranks if gpus else min(cores // ranks, MOST_ON_CPU))
+        shared = self.config.per_gpu
+        if shared > 1 and (ranks > 1 or not gpus):
+            allowed = "1, for there is no GPU here" if not gpus else f"1 for points of {ranks} ranks each"
+            raise ConfigError(
+                "hydra.launcher.per_gpu", shared, allowed, "hydra.launcher.parallel says how many at a time."
+            )
+        possible = max(1, shared * len(gpus) // ranks if gpus else min(cores // ranks, MOST_ON_CPU))
         parallel = self.config.parallel or possible
         size = len(gpus) // parallel
         if gpus and parallel > possible:
             allowed = f"at most {possible}: {ranks} ranks each, on {len(gpus)} GPUs"
             raise ConfigError("hydra.launcher.parallel", parallel, allowed, "Run fewer points at a time.")
+        if shared > 1:
+            return [Slot((gpus[i % len(gpus)],), cores // parallel) for i in range(parallel)]
         return [Slot(tuple(gpus[i * size : (i + 1) * size]), cores // parallel) for i in range(parallel)]
 
 

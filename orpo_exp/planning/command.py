@@ -54,18 +54,19 @@ def plan_sweep(orders: Sequence[RunOrder], launcher: Launcher) -> int:
         return COMPLETED
     findings, at_a_time = launcher.findings(), min(launcher.at_a_time(orders), len(orders))
     if launcher.foreground:
-        found = {name: side_by_side(of, at_a_time) for name, of in found.items()}
+        found = {name: side_by_side(of, at_a_time, launcher.on_a_gpu()) for name, of in found.items()}
     _print(sweep_page(found, at_a_time, findings, launcher.time_limit()))
     return judged(list(found.values()), all(of.fine for of in findings))
 
 
-def side_by_side(figures: Figures, points: int) -> Figures:
-    """A point that shares the memory of a CPU with others; on GPUs each has its own."""
+def side_by_side(figures: Figures, points: int, on_a_gpu: int) -> Figures:
+    """A point that shares the memory of a CPU or of a GPU with others."""
     memory = figures.memory
-    if memory.device != "cpu" or points == 1:
+    key, sharing = ("parallel", points) if memory.device == "cpu" else ("per_gpu", min(points, on_a_gpu))
+    if sharing == 1:
         return figures
-    shared = replace(memory, ranks=points * memory.ranks)
-    note = f"{points} points at a time do not fit; hydra.launcher.parallel says how many there are."
+    shared = replace(memory, ranks=sharing * memory.ranks)
+    note = f"{sharing} points at a time do not fit; hydra.launcher.{key} says how many there are."
     return replace(figures, memory=shared, notes=(*figures.notes, note) if shared.fits is False else figures.notes)
 
 

@@ -1,6 +1,6 @@
 """How a sweep is coming along, point by point.
 
-python -m orpo_exp.sweeps.status FOLDER
+python -m orpo_exp.sweeps.status FOLDER [--follow]
 """
 
 import argparse
@@ -25,6 +25,7 @@ from orpo_exp.tracking.jsonl import FILE, parsed
 
 TAIL_BYTES = 32_768
 WIDE = 200  # columns where the output is no terminal
+CALM = (State.missing, State.queued, State.completed)
 STYLES = {
     State.running: "bold cyan",
     State.completed: "green",
@@ -35,11 +36,22 @@ STYLES = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; 0, or 2 where the folder is none of a sweep."""
+    """Print the table and return 0, or follow the sweep to its end; 2 where the folder is none of a sweep."""
     parser = argparse.ArgumentParser("python -m orpo_exp.sweeps.status", description="How a sweep is coming along.")
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a sweep's folder, or one of runs")
+    parser.add_argument(
+        "--follow", action="store_true", help="keep showing it, with learning curves, until all has ended"
+    )
+    parser.add_argument(
+        "--metric", help="the held-out metric whose curves --follow shows; rewards/accuracy if not given"
+    )
+    given = parser.parse_args(arguments)
     try:
-        page = status_table(parser.parse_args(arguments).folder)
+        if given.follow:
+            from orpo_exp.sweeps.progress import follow
+
+            return follow(given.folder, given.metric)
+        page = status_table(given.folder)
     except (Refused, OSError) as error:
         print(f"orpo_exp.sweeps.status: {error}", file=sys.stderr)
         return 2
@@ -47,9 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def status_table(folder: Path) -> RenderableType:
+def status_table(folder: Path, most: int | None = None) -> RenderableType:
     """A row for each point, and how many are in which state. Cheap enough to be asked for again and again.
 
+    most: rows that there is room for; what runs or has come to grief is shown before what waits or has completed.
     Raises Refused where the folder holds no runs.
     """
     sweep = read_sweep(folder)
@@ -61,17 +74,18 @@ def status_table(folder: Path) -> RenderableType:
     for title in ("step", "loss", "left"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("why", no_wrap=True, overflow="ellipsis")
-    states: list[State] = []
-    for point in points:
+    states = [state_of(folder / point.folder, point.job_id, queue) for point in points]
+    order = sorted(range(len(points)), key=lambda place: states[place] in CALM)
+    shown = sorted(order[:most])
+    for point, state in [(points[place], states[place]) for place in shown]:
         place = folder / point.folder
-        state = state_of(place, point.job_id, queue)
-        states.append(state)
         result = read_result(place) or {}
         label = ", ".join(f"{key}={value}" for key, value in point.overrides.items()) or point.folder
         progress = how_far(result, last_records(place / FILE), state)
         why = "" if state in (State.running, State.missing) else reason(state, result, point.job_id) or ""
         table.add_row(Text(label), Text(state, STYLES.get(state, "dim")), *progress, Text(why))
-    return Group(table, "", Text(f"{len(points)} points: {how_many(states)}"))
+    others = f"; {len(points) - len(shown)} of them are not shown" if len(shown) < len(points) else ""
+    return Group(table, "", Text(f"{len(points)} points: {how_many(states)}{others}"))
 
 
 def how_far(result: Mapping[str, Any], records: Sequence[Mapping[str, Any]], state: State) -> tuple[str, str, str]:

@@ -138,6 +138,19 @@ def test_more_points_at_a_time_than_gpus_are_refused(monkeypatch):
         local.Local(local.Local.Config(2)).check([order("processes=2")])
 
 
+def test_small_points_share_gpus(monkeypatch):
+    monkeypatch.setattr(local, "visible_gpus", lambda: ["3", "5"])
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(12)))
+    slots = local.Local(local.Local.Config(per_gpu=3)).slots([order()])
+    assert [(slot.gpus, slot.cores) for slot in slots] == [(("3",), 2), (("5",), 2)] * 3
+    few = local.Local(local.Local.Config(parallel=3, per_gpu=3)).slots([order()])
+    assert [slot.gpus for slot in few] == [("3",), ("5",), ("3",)]
+    for gpus, given, why in [(["0"], "processes=2", "1 for points of 2 ranks each"), ([], "seed=0", "no GPU here")]:
+        monkeypatch.setattr(local, "visible_gpus", lambda gpus=gpus: gpus)
+        with pytest.raises(ConfigError, match=why):
+            local.Local(local.Local.Config(per_gpu=2)).check([order(given)])
+
+
 def test_a_slot_narrows_the_environment(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     slot = local.Slot(("2", "3"), 8)

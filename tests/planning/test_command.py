@@ -81,12 +81,15 @@ def test_points_side_by_side_share_the_memory():
     parts = {"libraries": 60, "gradients": 5, "activations": 5}
     memory = Memory("cpu", parts, frozenset(), True, 1, 100)
     figures = Figures("", 1, 1, 0, 0, 1, 1, 0, None, 1, 0, 0, "", 1, (1, 1), 1, 1, 0, None, memory)
-    assert side_by_side(figures, 1).memory.fits
-    assert side_by_side(figures, 2).memory.fits is False
+    assert side_by_side(figures, 1, 1).memory.fits
+    assert side_by_side(figures, 2, 1).memory.fits is False
     on_gpu = replace(figures, memory=replace(memory, device="cuda"))
-    assert side_by_side(on_gpu, 2).memory.fits
+    assert side_by_side(on_gpu, 2, 1).memory.fits
+    assert side_by_side(on_gpu, 1, 2).memory.fits
+    assert side_by_side(on_gpu, 2, 2).memory.fits is False
+    assert "hydra.launcher.per_gpu" in side_by_side(on_gpu, 2, 2).notes[-1]
     assert judged([figures], fine=True) == 0
-    assert judged([figures], fine=False) == judged([side_by_side(figures, 2)], fine=True) == 1
+    assert judged([figures], fine=False) == judged([side_by_side(figures, 2, 1)], fine=True) == 1
 
 
 @pytest.mark.slow

@@ -4,7 +4,9 @@ import pytest
 from rich.console import Console
 from sweeps.builder import DEAD, make_run, make_sweep
 
-from orpo_exp.sweeps.status import last_records, main
+from orpo_exp.sweeps import progress
+from orpo_exp.sweeps.looks import Looks, mean_curve
+from orpo_exp.sweeps.status import last_records, main, status_table
 
 
 @pytest.fixture
@@ -41,12 +43,79 @@ def test_each_point_has_a_row_and_each_state_a_count(sweep, capsys):
 
 
 def test_a_narrow_terminal_keeps_a_line_for_each_point(sweep):
-    from orpo_exp.sweeps.status import status_table
-
     console = Console(width=80, force_terminal=True, color_system=None, record=True)
     console.print(status_table(sweep))
     lines = [line for line in console.export_text().splitlines() if line]
     assert len(lines) == 1 + 5 + 1
+
+
+def test_where_there_is_room_for_few_rows_what_runs_or_failed_is_shown(sweep):
+    console = Console(width=200, force_terminal=True, color_system=None, record=True)
+    console.print(status_table(sweep, most=3))
+    lines = [line.split() for line in console.export_text().splitlines() if line]
+    assert [line[1] for line in lines[1:-1]] == ["seed=1", "seed=2", "seed=3"]
+    assert " ".join(lines[-1]).endswith("1 killed; 2 of them are not shown")
+
+
+def test_following_ends_when_nothing_runs_and_nothing_more_begins(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "sweep"
+    places = make_sweep(folder, [{"seed": str(i)} for i in range(2)])
+    make_run(places[0], {})
+    now = iter(range(0, 10_000, 7))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(progress.time, "sleep", lambda seconds: None)
+    assert main([str(folder), "--follow"]) == 1  # one never began
+    assert "completed" in capsys.readouterr().out
+    make_run(places[1], {})
+    assert main([str(folder), "--follow"]) == 0
+    assert main([str(tmp_path), "--follow"]) == 2
+
+
+def test_curves_are_means_over_seeds_as_far_as_all_have_come(tmp_path):
+    points = [{"loss.lam": lam, "seed": seed} for lam in ("0.1", "0.5") for seed in "01"]
+    folder = tmp_path / "sweep"
+    places = make_sweep(folder, points)
+    looks = Looks(folder)
+    assert looks.drawn(80, 30) is None
+
+    def evaluated(place, *values, torn=""):
+        lines = [
+            json.dumps({"step": 10 * i, "split": "eval", "time": 0.0, "rewards/accuracy": value})
+            for i, value in enumerate(values)
+        ]
+        (place / "metrics.jsonl").write_text("\n".join(lines) + "\n" + torn)
+
+    for place in places[:3]:
+        make_run(place, {}, status="running")
+    evaluated(places[0], 0.2, 0.4, 0.9)
+    evaluated(places[1], 0.4, 0.8, torn='{"step": 20, "split": "eval", "rewa')
+    evaluated(places[2], 0.5)
+    assert mean_curve([looks._evaluations(place) for place in places[:2]], "rewards/accuracy") == pytest.approx(
+        {0: 0.3, 10: 0.6}
+    )
+    text = looks.drawn(80, 30).plain
+    assert "rewards/accuracy, held out\n" in text
+    assert "loss.lam=0.1" in text
+    assert "loss.lam=0.5" not in text  # a single evaluation is no curve
+    evaluated(places[2], 0.5, 0.7)
+    assert "loss.lam=0.5" in looks.drawn(80, 30).plain
+    assert looks.drawn(80, 8) is None
+    assert all(len(line) <= 80 for line in text.splitlines())
+    assert Looks(folder, "loss").drawn(80, 30) is None
+
+
+@pytest.mark.parametrize(("metric", "left_out"), [("rewards/accuracy", "lam=0"), ("loss", "lam=7")])
+def test_of_many_settings_those_ahead_are_drawn(tmp_path, metric, left_out):
+    folder = tmp_path / "sweep"
+    places = make_sweep(folder, [{"lam": str(i)} for i in range(8)])
+    for i, place in enumerate(places):
+        make_run(place, {})
+        lines = [{"step": step, "split": "eval", "time": 0.0, metric: step + i} for step in (0, 1)]
+        (place / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = Looks(folder, metric).drawn(100, 40).plain
+    assert f"{metric}, held out: the 6 of 8 settings that are ahead" in text
+    assert left_out not in text.split()
+    assert sum(f"lam={i}" in text.split() for i in range(8)) == 6
 
 
 def test_the_end_of_a_long_file_is_enough(tmp_path, monkeypatch):
