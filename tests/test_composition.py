@@ -52,11 +52,12 @@ def composed_data(preset: str) -> object:
 @pytest.mark.parametrize("preset", MATRIX)
 def test_presets_compose_with_every_option(preset):
     """Or are refused with a reason: a schedule or a reference that does not fit, a plugin that carries no adapter."""
+    of_preset = dict(compose([f"+experiment={preset}"], None).hydra.runtime.choices)
     for group, option in sorted(set(OPTIONS) - NAMED):
         overrides = [f"+experiment={preset}", f"{group}={option}", "train.max_steps=1"]
         if (group, option) == ("adapter", "existing"):
             continue  # it is looked for in its folder
-        chosen = {"data": "", "model": ""} | dict(compose(overrides, None).hydra.runtime.choices)
+        chosen = of_preset | {group: option}
         if chosen["adapter"] != "none":
             overrides.append("adapter.merge=true")  # some models lie nowhere
         overrides += [of for g in ("data", "model") for of in MISSING.get(str(chosen[g]), ())]
