@@ -1,0 +1,126 @@
+"""95% intervals that know two sources of chance: which seeds were run, and which pairs were held out.
+
+What seed k measures on pair i is taken as `mean + seed_k + pair_i + rest_ki`. The seeds' means vary by what a seed does,
+by the rest, and by the pairs as far as seeds have pairs of their own; the part of the pairs that all seeds share cannot
+be seen in how seeds vary, and is added as a second, independent part whose half-width is combined with the first one's
+as the legs of a right triangle (Howe 1974; Graybill and Wang 1980, MOVER):
+
+    half-width^2 = (c1 * s_seeds / sqrt(K))^2 + shared * (c2 * s_pairs / sqrt(n))^2
+
+shared: the share of its held-out pairs that a seed has in common with another one; 1: one set for all, 0: a set each.
+
+With several settings the best one was picked by the same numbers. Its lead over each of the others then has a lower end
+that holds for all of them at once: c1 and c2 are quantiles of the studentized range (Tukey), s_seeds is the lead's own
+deviation moderated by that of all settings together (as Smyth 2004 does), at least its own. The upper end, which the
+picking does not flatter, has Student's t.
+
+All functions take arrays with leading axes for many sweeps at a time.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+LEVEL = 0.95
+PRIOR = 2.5  # seeds' worth of freedom that all settings together lend to the deviation of one lead
+LEAST = 0.25  # of the variance that the pairs alone would give seeds of separate sets, which agreeing seeds are given
+
+
+@dataclass(frozen=True)
+class PairPart:
+    """What the held-out pairs do to a mean. within: variance of one seed's mean over its pairs, averaged over the
+    seeds, (...). between: that of the mean of all seeds over the pairs, as many as one seed has, (...).
+    shared: of one seed's pairs with another's, 0 to 1. clusters: groups of pairs with one prompt.
+    """
+
+    within: "NDArray[Any]"
+    between: "NDArray[Any]"
+    shared: float
+    clusters: int
+
+
+def variance_of_mean(values: "NDArray[Any]", starts: "NDArray[Any]", added: tuple[float, ...] = ()) -> "NDArray[Any]":
+    """The variance of the mean of n values that come in clusters, and that alone are independent.
+
+    values: (..., n), cluster by cluster. starts: (clusters,), where each begins. added: values that stand as further
+    clusters of one, so that pairs that all agree are not taken for proof that all pairs would (Bonett and Price 2012
+    add -1 and 1 to differences of paired proportions; Agresti and Coull 1998 two of each kind to a proportion).
+    """
+    import numpy
+
+    n, clusters = values.shape[-1] + len(added), len(starts) + len(added)
+    mean = (values.sum(-1) + math.fsum(added)) / n
+    sums = numpy.add.reduceat(values - mean[..., None], starts, axis=-1)
+    squares = (sums**2).sum(-1) + sum((of - mean) ** 2 for of in added)
+    return squares / n**2 * (clusters / (clusters - 1))
+
+
+def residual(values: "NDArray[Any]") -> "NDArray[Any]":
+    """The mean square of what a table (..., settings, seeds) holds beyond its rows and columns; twice this is the
+    variance of one seed's difference between two settings, where all settings vary alike."""
+    settings, seeds = values.shape[-2:]
+    rest = values - values.mean(-1, keepdims=True) - values.mean(-2, keepdims=True)
+    rest = rest + values.mean((-2, -1), keepdims=True)
+    mean_square: NDArray[Any] = (rest**2).sum((-2, -1)) / ((settings - 1) * (seeds - 1))
+    return mean_square
+
+
+def half_widths(
+    variance: "NDArray[Any]",
+    seeds: float,
+    pairs: PairPart | None,
+    settings: int = 1,
+    freedom: float | None = None,
+    common: "NDArray[Any] | None" = None,
+) -> "tuple[NDArray[Any], NDArray[Any]]":
+    """How far an interval reaches below and above a mean over seeds, or a lead of the best of so many settings.
+
+    variance: (...), of the seeds' values, or differences; not looked at for one seed. seeds: how many, or with
+    `freedom` what the variance is to be divided by. common: (...), the same as all settings together say it.
+    One seed with pairs: the interval speaks for this seed, on other pairs. Without pairs it speaks for other seeds on
+    these pairs.
+    """
+    import numpy
+
+    if seeds == 1:
+        assert pairs is not None, "one seed without pairs has no interval"
+        deviation = numpy.sqrt(pairs.within)
+        freedom = pairs.clusters - 1
+        return critical(settings, freedom) * deviation, t_quantile(freedom) * deviation
+    freedom = seeds - 1 if freedom is None else freedom
+    further = 0.0
+    below = above = variance
+    if common is not None and settings > 2:
+        moderated = (PRIOR * common + freedom * variance) / (PRIOR + freedom)
+        below, further = numpy.maximum(moderated, variance), min(PRIOR, (settings - 2) * freedom / 4)
+    if pairs is not None:
+        least = LEAST * (1 - pairs.shared) * pairs.within
+        below, above = numpy.maximum(below, least), numpy.maximum(above, least)
+    lower = critical(settings, freedom + further) ** 2 * below / seeds
+    upper = t_quantile(freedom) ** 2 * above / seeds
+    if pairs is not None:
+        lower = lower + pairs.shared * critical(settings, pairs.clusters - 1) ** 2 * pairs.between
+        upper = upper + pairs.shared * t_quantile(pairs.clusters - 1) ** 2 * pairs.between
+    return numpy.sqrt(lower), numpy.sqrt(upper)
+
+
+@lru_cache(maxsize=None)
+def critical(settings: int, freedom: float) -> float:
+    """How many standard errors of a difference the largest of so many equal settings is ahead of the smallest in 5% of
+    all cases; for one or two Student's t."""
+    from scipy.stats import studentized_range
+
+    if settings <= 2:
+        return t_quantile(freedom)
+    return float(studentized_range.ppf(LEVEL, settings, freedom)) / math.sqrt(2)
+
+
+def t_quantile(freedom: float) -> float:
+    """The half-width in standard errors of a 95% interval: the 97.5% quantile of Student's t."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, (1 + LEVEL) / 2))
