@@ -3,7 +3,7 @@
     uv run python benchmarks/intervals.py                          # 10,000 sweeps a cell: some minutes on one core
     uv run python benchmarks/intervals.py --sweeps 1000 --cells own
 
-A sweep has S settings with K seeds each, and n held-out pairs that are right or wrong: a setting gets a pair right where
+A sweep has S settings with K seeds each, and n held-out pairs that are right or wrong: a setting gets a pair right if
 a sum of normal deviates is above 0, of the setting's own skill, the pair (shared by all settings), the pair and the
 setting, the seed (shared by all settings), the seed and the setting, and chance. So accuracies are discrete, pairs
 agree between settings, and the truth, the accuracy over new seeds and new pairs, is known; with one seed it is that of
@@ -81,7 +81,7 @@ def skills(cell: Cell) -> tuple[numpy.ndarray, numpy.ndarray]:
 
 
 def drawn(cell: Cell, sweeps: int, rng: numpy.random.Generator) -> tuple[numpy.ndarray, numpy.ndarray, numpy.ndarray]:
-    """Outcomes (sweeps, S, K, n), which pairs they are of (sweeps, K, n), and each setting's true accuracy (sweeps, S)."""
+    """Outcomes (sweeps, S, K, n), which pairs they are of (sweeps, K, n), each setting's true accuracy (sweeps, S)."""
     s, k, n = cell.settings, cell.seeds, cell.pairs
     skill, spread = skills(cell)
     seeds = LUCK * rng.standard_normal((sweeps, 1, k)) + spread[:, None] * rng.standard_normal((sweeps, s, k))
@@ -157,7 +157,7 @@ def tried(cell: Cell, sweeps: int, rng: numpy.random.Generator) -> tuple[list[st
         rivals[each, best] = False
         part = pair_part(cell, differences, which)
         several = cell.seeds > 1
-        variance = of_seeds.var(-1, ddof=1) if several else lead
+        variance = of_seeds.var(-1, ddof=1) if several else None
         common = 2 * residual(seeds)[:, None] if several and cell.settings > 2 else None
         below, above = half_widths(variance, cell.seeds, part, cell.settings, common=common)
         half = before(of_seeds)

@@ -6,7 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "orpo_exp"
 # from the bottom up; what stands in one line does not import what stands beside it
 FLOORS = (
-    ("schema", "files", "columns", "signals", "metrics", "versions"),
+    ("schema", "files", "columns", "pair_tables", "signals", "metrics", "versions"),
     ("registry", "types", "quantized"),
     ("scoring",),
     ("adapters", "data", "layouts", "losses", "models", "optimizers", "plugins", "tracking"),

@@ -1,6 +1,6 @@
 """95% intervals that know two sources of chance: which seeds were run, and which pairs were held out.
 
-What seed k measures on pair i is taken as `mean + seed_k + pair_i + rest_ki`. The seeds' means vary by what a seed does,
+What seed k measures on pair i is taken as `mean + seed_k + pair_i + rest_ki`. Seeds' means vary by what a seed does,
 by the rest, and by the pairs as far as seeds have pairs of their own; the part of the pairs that all seeds share cannot
 be seen in how seeds vary, and is added as a second, independent part whose half-width is combined with the first one's
 as the legs of a right triangle (Howe 1974; Graybill and Wang 1980, MOVER):
@@ -14,16 +14,15 @@ that holds for all of them at once: c1 and c2 are quantiles of the studentized r
 deviation moderated by that of all settings together (as Smyth 2004 does), at least its own. The upper end, which the
 picking does not flatter, has Student's t.
 
-All functions take arrays with leading axes for many sweeps at a time.
+All functions take numbers, or arrays with leading axes for many sweeps at a time.
 """
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+Numbers = Any  # a float or an array of NumPy's
 
 LEVEL = 0.95
 PRIOR = 2.5  # seeds' worth of freedom that all settings together lend to the deviation of one lead
@@ -37,13 +36,13 @@ class PairPart:
     shared: of one seed's pairs with another's, 0 to 1. clusters: groups of pairs with one prompt.
     """
 
-    within: "NDArray[Any]"
-    between: "NDArray[Any]"
+    within: Numbers
+    between: Numbers
     shared: float
     clusters: int
 
 
-def variance_of_mean(values: "NDArray[Any]", starts: "NDArray[Any]", added: tuple[float, ...] = ()) -> "NDArray[Any]":
+def variance_of_mean(values: Numbers, starts: Numbers, added: tuple[float, ...] = ()) -> Numbers:
     """The variance of the mean of n values that come in clusters, and that alone are independent.
 
     values: (..., n), cluster by cluster. starts: (clusters,), where each begins. added: values that stand as further
@@ -59,41 +58,37 @@ def variance_of_mean(values: "NDArray[Any]", starts: "NDArray[Any]", added: tupl
     return squares / n**2 * (clusters / (clusters - 1))
 
 
-def residual(values: "NDArray[Any]") -> "NDArray[Any]":
+def residual(values: Numbers) -> Numbers:
     """The mean square of what a table (..., settings, seeds) holds beyond its rows and columns; twice this is the
     variance of one seed's difference between two settings, where all settings vary alike."""
     settings, seeds = values.shape[-2:]
     rest = values - values.mean(-1, keepdims=True) - values.mean(-2, keepdims=True)
     rest = rest + values.mean((-2, -1), keepdims=True)
-    mean_square: NDArray[Any] = (rest**2).sum((-2, -1)) / ((settings - 1) * (seeds - 1))
-    return mean_square
+    return (rest**2).sum((-2, -1)) / ((settings - 1) * (seeds - 1))
 
 
 def half_widths(
-    variance: "NDArray[Any]",
+    variance: Numbers | None,
     seeds: float,
     pairs: PairPart | None,
     settings: int = 1,
     freedom: float | None = None,
-    common: "NDArray[Any] | None" = None,
-) -> "tuple[NDArray[Any], NDArray[Any]]":
+    common: Numbers | None = None,
+) -> tuple[Numbers, Numbers]:
     """How far an interval reaches below and above a mean over seeds, or a lead of the best of so many settings.
 
-    variance: (...), of the seeds' values, or differences; not looked at for one seed. seeds: how many, or with
-    `freedom` what the variance is to be divided by. common: (...), the same as all settings together say it.
-    One seed with pairs: the interval speaks for this seed, on other pairs. Without pairs it speaks for other seeds on
-    these pairs.
+    variance: (...), of the seeds' values or differences; None for one seed: the interval then speaks for this seed, on
+    other pairs. seeds: how many. freedom: the variance's degrees of freedom, if not one less than the seeds. common:
+    (...), the variance as all settings together say it. Without pairs it speaks for other seeds on these pairs.
     """
     import numpy
 
-    if seeds == 1:
+    if variance is None:
         assert pairs is not None, "one seed without pairs has no interval"
         deviation = numpy.sqrt(pairs.within)
-        freedom = pairs.clusters - 1
-        return critical(settings, freedom) * deviation, t_quantile(freedom) * deviation
+        return critical(settings, pairs.clusters - 1) * deviation, t_quantile(pairs.clusters - 1) * deviation
     freedom = seeds - 1 if freedom is None else freedom
-    further = 0.0
-    below = above = variance
+    below, above, further = variance, variance, 0.0
     if common is not None and settings > 2:
         moderated = (PRIOR * common + freedom * variance) / (PRIOR + freedom)
         below, further = numpy.maximum(moderated, variance), min(PRIOR, (settings - 2) * freedom / 4)
@@ -108,7 +103,7 @@ def half_widths(
     return numpy.sqrt(lower), numpy.sqrt(upper)
 
 
-@lru_cache(maxsize=None)
+@cache
 def critical(settings: int, freedom: float) -> float:
     """How many standard errors of a difference the largest of so many equal settings is ahead of the smallest in 5% of
     all cases; for one or two Student's t."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from orpo_exp.metrics import Direction
 from orpo_exp.runs.states import State, how_many
 from orpo_exp.sweeps.results import Group, Results
-from orpo_exp.sweeps.statistics import Difference, Estimate, difference, estimate
+from orpo_exp.sweeps.statistics import Difference, Estimate, estimate, leads
 from orpo_exp.tracking.console import number
 
 # the metrics that the table has columns for, beside the one that ranks
@@ -36,7 +36,8 @@ def headline(results: Results, metric: str, direction: Direction) -> Headline:
     sign = -1.0 if direction is Direction.max else 1.0
     means = {group.name: found.mean for group in results.groups if (found := group.estimate(metric))}
     ranking = sorted((g for g in results.groups if g.name in means), key=lambda group: sign * means[group.name])
-    behind = [difference(ranking[0].values(metric), other.values(metric)) for other in ranking[1:]]
+    samples = [group.sample(metric) for group in ranking]
+    behind = leads(samples[0], samples[1:], -sign) if samples else []
     text = sentences(metric, direction, ranking, behind)
     doubts = reservations(results, metric, ranking)
     return Headline(metric, direction, ranking, behind, f"{text}\n\nTake care: {' '.join(doubts)}" if doubts else text)
@@ -47,7 +48,7 @@ def sentences(metric: str, direction: Direction, ranking: Sequence[Group], behin
     if not ranking:
         return f"No completed point has the metric {metric} yet."
     better = "higher" if direction is Direction.max else "lower"
-    found = [estimate(list(group.values(metric).values())) for group in ranking]
+    found = [estimate(group.sample(metric)) for group in ranking]
     best = found[0]
     if len(ranking) == 1:
         return f"There is one setting, {ranking[0].name}: {metric} is {in_words(best)}."
@@ -98,8 +99,8 @@ def reservations(results: Results, metric: str, ranking: Sequence[Group]) -> lis
         said.append(f"{min(counts)} seeds are few: how much seeds differ is itself a rough guess here.")
     if len(counts) > 2:
         said.append(
-            f"The best of {len(counts)} settings was picked by these same numbers, which flatters it a little;"
-            " seeds not used here would confirm it."
+            f"The best of {len(counts)} settings was picked by these same numbers, which flatters its own value a"
+            " little; the lead's interval allows for that."
         )
     return said
 
@@ -113,24 +114,51 @@ def ahead(behind: Difference, direction: Direction) -> Difference:
 
 
 def told_apart(lead: Difference) -> str:
-    """Whether the best and the runner-up differ by more than the seeds do."""
+    """Whether the best and the runner-up differ by more than chance does, for whom that is said, and what it lacks."""
+    side = "ahead" if lead.mean >= 0 else "behind"
     if lead.low is None or lead.high is None:
         return (
-            f"It is behind by {number(lead.mean)}, and one seed cannot say whether that is chance: give both more seeds"
-            " (seed=0,1,2)."
+            f"The best is {side} by {number(abs(lead.mean))}, and nothing tells whether that is chance: {lacks(lead)}."
         )
-    where = f"over their {lead.n} common seeds" if lead.method == "paired t" else "over seeds that differ"
-    verdict = "leaves 0 out: the seeds tell" if lead.clear else "includes 0: the seeds do not tell"
-    side = "ahead" if lead.mean >= 0 else "behind"
-    return (
-        f"The best is {side} by {number(abs(lead.mean))} {where}, with a 95% interval of the lead from"
-        f" {number(lead.low)} to {number(lead.high)} ({lead.method}). That {verdict} the two apart."
+    where = (
+        " over their common seeds" if lead.common and lead.n > 1 else " over seeds that differ" if lead.n > 1 else ""
     )
+    verdict = "leaves 0 out: they are told apart" if lead.clear else "includes 0: they are not told apart"
+    sentences = [
+        f"The best is {side} by {number(abs(lead.mean))}{where}, with a 95% interval of the lead from"
+        f" {number(lead.low)} to {number(lead.high)} ({lead.method}). That {verdict}{speaks_for(lead)}."
+    ]
+    if not lead.clear and lead.mean > 0:
+        seeds, pairs = lead.seeds_needed(), lead.pairs_needed()
+        ways = [f"about {seeds} seeds each"] if seeds else []
+        ways += [f"about {pairs:,} held-out pairs"] if pairs else []
+        if ways:
+            sentences.append(f"Were the lead to stay what it is, {', or '.join(ways)} would tell them apart.")
+    return " ".join(sentences)
+
+
+def lacks(lead: Difference) -> str:
+    """Why a lead has no interval, and what would give it one."""
+    if lead.n > 1:
+        return "it is the same for each seed"
+    return "one of the two has a single seed, so give both more (seed=0,1,2)"
+
+
+def speaks_for(lead: Difference) -> str:
+    """For which seeds and pairs an interval is said to hold."""
+    if lead.n == 1:
+        return f", for these very runs on other pairs than these {lead.pairs:,}; of other seeds it says nothing"
+    if lead.pairs:
+        return ", for other seeds and other pairs"
+    return ", for other seeds on pairs like these; what is known of the runs does not tell what the pairs do"
 
 
 def in_words(found: Estimate) -> str:
     """A mean with its interval, for a sentence."""
-    return f"{cell(found)} ({'one seed, so no interval' if found.n == 1 else f'95% interval, {found.method}'})"
+    if found.low is None:
+        why = "one seed" if found.n == 1 else f"the same for all {found.n} seeds"
+        return f"{cell(found)} ({why}, so no interval)"
+    return f"{cell(found)} (95% interval, {found.method})"
 
 
 def page(results: Results, answer: Headline, pictures: Mapping[Path, str], folder: Path, rebuild: str) -> str:
@@ -143,11 +171,7 @@ def page(results: Results, answer: Headline, pictures: Mapping[Path, str], folde
         what_was_swept(results),
         f"{completed} of {len(results.points)} points are completed: {how_many(p.state for p in results.points)}.",
         "## Settings",
-        "Held-out metrics after training: mean over seeds with its 95% interval (Student's t below 10 seeds,"
-        " bootstrap from 10 on, none for one seed). *Lead* is how far the best setting's"
-        f" {answer.metric} lies from the row's, with its 95% interval; one that includes 0 means the two are not told"
-        " apart. Runs with one seed share their luck, and the lead compares seed by seed: it may be clear although the"
-        " settings' own intervals overlap.",
+        explanation(answer.metric),
         settings_table(results, answer),
         *(f"Take care: {said}" for name in others for said in different_ways(results, name)),
         *(f"![{path.stem}]({os.path.relpath(path, folder)})\n\n*{text}*" for path, text in pictures.items()),
@@ -159,6 +183,20 @@ def page(results: Results, answer: Headline, pictures: Mapping[Path, str], folde
         f" all other metrics. To make them anew from the runs' folders:\n\n```bash\n{rebuild}\n```",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def explanation(metric: str) -> str:
+    """What the table's intervals are."""
+    return (
+        "Held-out metrics after training: mean over seeds with its 95% interval. It knows of both kinds of chance,"
+        " which seeds were run and which pairs held out, where runs have written down their pairs (`pairs.parquet`)"
+        " and the metric is a mean over them or their tokens; else of seeds alone (Student's t below 10 seeds,"
+        " bootstrap from 10 on). With one seed it speaks for that seed. *Lead* is how far the best setting's"
+        f" {metric} lies from the row's, with its 95% interval; one that includes 0 means the two are not told"
+        " apart. Its end on that side holds for all rows at once, the best having been picked from the same"
+        " numbers. Runs with one seed share their luck and pairs, and the lead compares pair by pair: it may be"
+        " clear although the settings' own intervals overlap."
+    )
 
 
 def what_was_swept(results: Results) -> str:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from orpo_exp.metrics import Metric, from_json
 from orpo_exp.runs.states import RESULT, Queue, State, read_result, slurm_queue, state_of
 from orpo_exp.schema import Refused
 from orpo_exp.sweeps.conditions import CONFIG, as_number, canonical, read_settings
-from orpo_exp.sweeps.statistics import Estimate, estimate
+from orpo_exp.sweeps.held_out import HeldOut
+from orpo_exp.sweeps.statistics import Estimate, Sample, estimate
 from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, read_sweep
 
 SEED = "seed"
@@ -45,6 +47,11 @@ class Point:
         """The seed as text."""
         return self.settings.get(SEED, "")
 
+    @cached_property
+    def held_out(self) -> HeldOut | None:
+        """Its final evaluation pair by pair, None where that was not written down (before version 0.2)."""
+        return HeldOut.read(self.folder, self.steps)
+
 
 @dataclass
 class Group:
@@ -62,10 +69,18 @@ class Group:
         """A metric by seed."""
         return {point.seed: point.metrics[metric] for point in self.points if metric in point.metrics}
 
+    def sample(self, metric: str) -> Sample:
+        """A metric of this setting, pair by pair where all its runs have that."""
+        values = self.values(metric)
+        found = [(p, p.held_out.values(metric, values[p.seed])) for p in self.points if p.seed in values and p.held_out]
+        pairs = {point.seed: of for point, of in found if of is not None}
+        declared = next((p.declared[metric] for p in self.points if metric in p.declared), None)
+        return Sample(values, pairs if len(pairs) == len(values) else {}, declared.bounds if declared else (None, None))
+
     def estimate(self, metric: str) -> Estimate | None:
         """A metric's mean over the seeds, None where no point has it."""
-        values = self.values(metric)
-        return estimate(list(values.values())) if values else None
+        sample = self.sample(metric)
+        return estimate(sample) if sample.values else None
 
 
 @dataclass

@@ -1,27 +1,53 @@
-"""Means over seeds with their 95% intervals, and whether two settings can be told apart."""
+"""Means over seeds with their 95% intervals, and how far the best setting is ahead of the others."""
 
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
 
-LEVEL = 0.95
-MANY = 10  # from so many seeds on the interval is drawn from the seeds themselves, not from a normal distribution
+from orpo_exp.sweeps.held_out import Values, apart, pair_part
+from orpo_exp.sweeps.intervals import LEVEL, PairPart, critical, half_widths, residual
+
+MANY = 10  # from so many seeds on, without pairs, the interval is drawn from the seeds themselves
 RESAMPLES = 10_000
+MOST_SEEDS = 1000
+ALIKE = "none: no two values differ"
+ONE = "none: one seed"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A metric of one setting. values: by seed. pairs: the same pair by pair, of all seeds or of none. bounds: what the
+    metric lies between, None where it has no such end."""
+
+    values: Mapping[str, float]
+    pairs: Mapping[str, Values] = field(default_factory=dict)
+    bounds: tuple[float | None, float | None] = (None, None)
+
+    @property
+    def width(self) -> tuple[float, ...]:
+        """The largest differences that there can be, both ways."""
+        low, high = self.bounds
+        return () if low is None or high is None else (low - high, high - low)
+
+    def pair_part(self, added: tuple[float, ...]) -> PairPart | None:
+        """What the held-out pairs do to the mean."""
+        return pair_part(list(self.pairs.values()), added) if self.pairs else None
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A mean over n seeds. deviation: the standard deviation of single seeds; low, high: the 95% interval of the mean;
-    method: how the interval was found. All three are None for one seed, which says nothing about the spread."""
+    method: how the interval was found. All three are None where nothing tells of chance. pairs: how many held-out pairs
+    the interval takes for a sample of all pairs; 0: it knows of seeds alone."""
 
     n: int
     mean: float
     deviation: float | None = None
     low: float | None = None
     high: float | None = None
-    method: str = "none: one seed"
+    method: str = ONE
+    pairs: int = 0
 
     @property
     def symmetric(self) -> bool:
@@ -31,52 +57,172 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """How far the mean of a first setting is above a second one's. n: the pairs of runs, or the seeds of the smaller
-    setting; low, high: None where one of the two has one seed; method: `paired t` over common seeds, or `Welch t`."""
+    """How far the mean of a first setting is above a second one's.
+
+    n: the pairs of runs, or the seeds of the smaller setting. low, high: None where nothing tells of chance. method:
+    how they were found. common: whether runs of the same seeds were compared. pairs: as in Estimate. settings: of how
+    many the first was picked, against all of which the end at 0 holds together. from_seeds, from_pairs: the variance of
+    the difference by where it comes from. clusters: different prompts.
+    """
 
     mean: float
     n: int
     low: float | None = None
     high: float | None = None
-    method: str = "none: one seed"
+    method: str = ONE
+    common: bool = False
+    pairs: int = 0
+    settings: int = 2
+    from_seeds: float = 0.0
+    from_pairs: float = 0.0
+    clusters: int = 0
 
     @property
     def clear(self) -> bool:
         """The 95% interval leaves 0 out."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
+    def seeds_needed(self) -> int | None:
+        """About how many seeds would tell the two apart, were the difference to stay what it is; None: no number."""
+        if self.low is None or self.n < 2 or self.mean == 0:
+            return None
+        from_pairs = critical(self.settings, self.clusters - 1) ** 2 * self.from_pairs if self.pairs else 0.0
+        for seeds in range(2, MOST_SEEDS + 1):
+            from_seeds = critical(self.settings, seeds - 1) ** 2 * self.from_seeds * self.n / seeds
+            if from_seeds + from_pairs < self.mean**2:
+                return seeds
+        return None
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """The mean of one value or more, by Student's t for few and by bootstrap for many."""
+    def pairs_needed(self) -> int | None:
+        """About how many held-out pairs would, with as many seeds; None: no number, or not known."""
+        if self.low is None or not self.pairs or self.mean == 0:
+            return None
+        from_seeds = critical(self.settings, self.n - 1) ** 2 * self.from_seeds if self.n > 1 else 0.0
+        from_pairs = critical(self.settings, self.clusters - 1) ** 2 * self.from_pairs
+        left = self.mean**2 - from_seeds
+        return math.ceil(self.pairs * from_pairs / left) if left > 0 and from_pairs > 0 else None
+
+
+def estimate(sample: Sample) -> Estimate:
+    """The mean of one seed or more; without pairs by Student's t for few seeds and by bootstrap for many."""
+    values = list(sample.values.values())
     n, mean = len(values), math.fsum(values) / len(values)
-    if n == 1:
-        return Estimate(1, mean)
-    deviation = statistics.stdev(values)
-    if n >= MANY and deviation > 0:
+    low, high = sample.bounds
+    part = sample.pair_part(() if low is None or high is None else (low, low, high, high))
+    deviation = statistics.stdev(values) if n > 1 else None
+    if part is None and deviation is None:
+        return Estimate(n, mean)
+    if part is None and n >= MANY and deviation:
         return Estimate(n, mean, deviation, *bootstrap(values, deviation), f"bootstrap (BCa), {n} seeds")
-    half = t_quantile(n - 1) * deviation / math.sqrt(n)
-    return Estimate(n, mean, deviation, mean - half, mean + half, f"Student's t, {n} seeds")
+    below, above = half_widths(None if deviation is None else deviation**2, n, part)
+    if not below:
+        return Estimate(n, mean, deviation, method=ALIKE)
+    pairs = pairs_of(sample.pairs)
+    ends = float(mean - below), float(mean + above)
+    return Estimate(n, mean, deviation, *ends, "Student's t, " + counted(n, pairs), pairs)
 
 
-def difference(first: Mapping[Any, float], second: Mapping[Any, float]) -> Difference:
-    """Compare two settings by their values for each seed; where two seeds or more are common, by those alone."""
-    common = sorted(first.keys() & second.keys(), key=str)
-    if len(common) >= 2:
-        found = [first[seed] - second[seed] for seed in common]
-        mean = math.fsum(found) / len(found)
-        half = t_quantile(len(found) - 1) * statistics.stdev(found) / math.sqrt(len(found))
-        return Difference(mean, len(found), mean - half, mean + half, "paired t")
-    mean = statistics.fmean(first.values()) - statistics.fmean(second.values())
-    n = min(len(first), len(second))
-    if n == 1:
-        return Difference(mean, 1)
-    sides = (first, second)
-    parts = [statistics.variance(side.values()) / len(side) for side in sides]
-    half = 0.0
-    if sum(parts) > 0:  # Welch and Satterthwaite's degrees of freedom
-        freedom = sum(parts) ** 2 / sum(part**2 / (len(side) - 1) for part, side in zip(parts, sides, strict=True))
-        half = t_quantile(freedom) * math.sqrt(sum(parts))
-    return Difference(mean, n, mean - half, mean + half, "Welch t")
+def leads(best: Sample, others: Sequence[Sample], sign: float) -> list[Difference]:
+    """How far the best of several settings is above each of the others; sign: 1, or -1 where low is good, of which then
+    the end near 0 is the upper one."""
+    import numpy
+
+    settings = [best, *others]
+    shared = sorted(set.intersection(*(set(sample.values) for sample in settings)))
+    common = None
+    if len(others) > 1 and len(shared) > 1:
+        table = numpy.array([[sample.values[seed] for seed in shared] for sample in settings])
+        common = 2 * residual(table)
+    return [lead(best, other, sign, len(settings), common) for other in others]
+
+
+def lead(best: Sample, other: Sample, sign: float, settings: int, common: float | None) -> Difference:
+    """One of them. common: variance of one seed's difference, as all settings together say it."""
+    seeds = sorted(best.values.keys() & other.values.keys())
+    most, least = max(len(best.values), len(other.values)), min(len(best.values), len(other.values))
+    if len(seeds) < 2 and least > 1:
+        return by_welch(best, other, sign, settings)
+    if len(seeds) < 2 and most > 1:
+        mean = statistics.fmean(best.values.values()) - statistics.fmean(other.values.values())
+        return Difference(mean, 1, settings=settings)
+    # several common seeds, or a single run each
+    runs = list(zip(seeds, seeds, strict=True)) or list(zip(best.values, other.values, strict=True))
+    found = [best.values[a] - other.values[b] for a, b in runs]
+    plain = Difference(math.fsum(found) / len(found), len(found), common=bool(seeds), settings=settings)
+    part, pairs = paired(best, other, runs)
+    if len(found) == 1:
+        return with_ends(plain, half_widths(None, 1, part, settings), sign, part, pairs, 0.0, "t") if part else plain
+    variance = statistics.variance(found)
+    widths = half_widths(variance, len(found), part, settings, common=common)
+    return with_ends(plain, widths, sign, part, pairs, variance / len(found), "paired t")
+
+
+def paired(best: Sample, other: Sample, runs: Sequence[tuple[str, str]]) -> tuple[PairPart | None, int]:
+    """What the held-out pairs do to the mean difference over these runs, pair by pair, and how many pairs that are.
+
+    None and 0 where a setting has no pairs. A single run each may have pairs of its own.
+    """
+    if not best.pairs or not other.pairs:
+        return None, 0
+    differences = [less for a, b in runs if (less := best.pairs[a].less(other.pairs[b])) is not None]
+    if len(differences) == len(runs):
+        return pair_part(differences, best.width), min(len(less.values) for less in differences)
+    if len(runs) > 1:
+        return None, 0
+    (a, b) = runs[0]
+    ours, theirs = pair_part([best.pairs[a]], best.width), pair_part([other.pairs[b]], other.width)
+    return apart(ours, theirs, (1, 1)), min(pairs_of(best.pairs), pairs_of(other.pairs))
+
+
+def by_welch(best: Sample, other: Sample, sign: float, settings: int) -> Difference:
+    """Over seeds that differ, with the degrees of freedom of Welch and Satterthwaite."""
+    sides = [list(sample.values.values()) for sample in (best, other)]
+    fewest = min(map(len, sides))
+    plain = Difference(statistics.fmean(sides[0]) - statistics.fmean(sides[1]), fewest, settings=settings)
+    each = [statistics.variance(side) / len(side) for side in sides]
+    freedom = float(fewest - 1)
+    if sum(each) > 0:
+        freedom = sum(each) ** 2 / sum(of**2 / (len(side) - 1) for of, side in zip(each, sides, strict=True))
+    ours, theirs = best.pair_part(best.width), other.pair_part(other.width)
+    part = apart(ours, theirs, (len(sides[0]), len(sides[1]))) if ours and theirs else None
+    pairs = min(pairs_of(best.pairs), pairs_of(other.pairs)) if part else 0
+    return with_ends(plain, half_widths(sum(each), 1, part, settings, freedom), sign, part, pairs, sum(each), "Welch t")
+
+
+def with_ends(
+    plain: Difference,
+    widths: Sequence[float],
+    sign: float,
+    part: PairPart | None,
+    pairs: int,
+    from_seeds: float,
+    method: str,
+) -> Difference:
+    """A difference with its interval, whose end on the side of 0 holds for all rivals."""
+    below, above = map(float, widths if sign > 0 else reversed(widths))
+    if not below:
+        return replace(plain, method=ALIKE)
+    return replace(
+        plain,
+        low=plain.mean - below,
+        high=plain.mean + above,
+        method=f"{method}, {counted(plain.n, pairs)}",
+        pairs=pairs,
+        from_seeds=from_seeds,
+        from_pairs=float(part.within if plain.n == 1 else part.shared * part.between) if part else 0.0,
+        clusters=part.clusters if part else 0,
+    )
+
+
+def pairs_of(pairs: Mapping[str, Values]) -> int:
+    """How many held-out pairs a run has, the smallest number of several."""
+    return min((len(of.values) for of in pairs.values()), default=0)
+
+
+def counted(seeds: int, pairs: int) -> str:
+    """`3 seeds and 64 pairs`."""
+    said = "one seed" if seeds == 1 else f"{seeds} seeds"
+    return f"{said} and {pairs:,} pairs" if pairs else said
 
 
 def bootstrap(values: Sequence[float], deviation: float) -> tuple[float, float]:
@@ -94,10 +240,3 @@ def bootstrap(values: Sequence[float], deviation: float) -> tuple[float, float]:
     found = stats.bootstrap([standard], numpy.mean, confidence_level=LEVEL, n_resamples=RESAMPLES, rng=seeded)
     low, high = found.confidence_interval
     return values[0] + scale * float(low), values[0] + scale * float(high)
-
-
-def t_quantile(freedom: float) -> float:
-    """The half-width in standard errors of a 95% interval: the 97.5% quantile of Student's t."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, (1 + LEVEL) / 2))

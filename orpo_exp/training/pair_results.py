@@ -5,24 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from orpo_exp.columns import column
 from orpo_exp.files import written_beside
+from orpo_exp.pair_tables import PAIRS, TEXTS, read_pairs
 from orpo_exp.plugins import Ranks
 from orpo_exp.training.objectives import gather_rows
 from orpo_exp.training.samples import prompt_text
 from orpo_exp.training.sharing import Share
 from orpo_exp.types import LossOutput, PairLogps, PreferencePair
 
-if TYPE_CHECKING:
-    import numpy
-
-PAIRS = "pairs.parquet"
-TEXTS = "held_out.parquet"
 SHOWN = 600  # characters of a prompt or an answer that are kept as text, to be looked at
 
 
@@ -51,39 +46,6 @@ def gathered(step: int, ranks: Ranks, share: Share, output: LossOutput, logps: P
     spans = {span.name: of for span, of in logps.by_span().items()}
     sums, tokens = {name: of.sum() for name, of in spans.items()}, {name: of.lengths for name, of in spans.items()}
     return PairResults(step, rows[order], whole(output.per_pair), whole(sums), whole(tokens))
-
-
-@dataclass(frozen=True)
-class PairTable:
-    """What a pairs.parquet holds. step: of its evaluation. rows: (pairs,) of the data, ascending. prompts: the same
-    text where prompts are the same. columns: every other column by name, (pairs,) numbers."""
-
-    step: int
-    rows: "numpy.ndarray"
-    prompts: Sequence[str]
-    columns: Mapping[str, "numpy.ndarray"]
-
-
-def read_pairs(path: Path) -> PairTable | None:
-    """What a file that PairFiles wrote holds, None where there is none."""
-    from pyarrow import parquet
-
-    if not path.exists():
-        return None
-    table = parquet.read_table(path)
-    numbers = {name: table[name].to_numpy() for name in table.column_names if name not in ("row", "prompt")}
-    return PairTable(int(table.schema.metadata[b"step"]), table["row"].to_numpy(), table["prompt"].to_pylist(), numbers)
-
-
-def read_texts(path: Path) -> dict[int, tuple[str, str, str]]:
-    """Prompt, chosen and rejected answer by row of what PairFiles wrote as TEXTS; nothing where there is no file."""
-    from pyarrow import parquet
-
-    if not path.exists():
-        return {}
-    table = parquet.read_table(path)
-    row, prompt, chosen, rejected = (table[name].to_pylist() for name in ("row", "prompt", "chosen", "rejected"))
-    return dict(zip(row, zip(prompt, chosen, rejected, strict=True), strict=True))
 
 
 class PairFiles:

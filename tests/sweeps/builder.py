@@ -1,5 +1,6 @@
 """Folders of sweeps as runs leave them, with numbers that a test chooses."""
 
+import hashlib
 import json
 import os
 import socket
@@ -7,6 +8,9 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import pyarrow
+from pyarrow import parquet
 
 from orpo_exp.metrics import LOGPS, LOSS, REWARDS, TRAINING, Direction, Metric, to_json
 from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, write_sweep
@@ -45,6 +49,21 @@ def make_run(
     lines = [json.dumps({"split": "eval", "time": 0.0, **record}) + "\n" for record in evaluations]
     (folder / "metrics.jsonl").write_text("".join(lines))
     return folder
+
+
+def make_pairs(
+    run: Path,
+    columns: Mapping[str, Sequence[float]],
+    rows: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
+    step: int = 100,
+) -> None:
+    """A run's pairs.parquet: rows 0, 1, 2, ... with a prompt each, unless others are given; prompts are any words."""
+    rows = range(len(next(iter(columns.values())))) if rows is None else rows
+    words = [f"prompt {row}" for row in rows] if prompts is None else prompts
+    digests = [hashlib.sha256(word.encode()).hexdigest()[:16] for word in words]
+    table = pyarrow.table({"row": list(rows), "prompt": digests, **{name: list(of) for name, of in columns.items()}})
+    parquet.write_table(table.replace_schema_metadata({"step": str(step)}), run / "pairs.parquet")
 
 
 def make_sweep(folder: Path, points: Sequence[Mapping[str, str]], job_ids: Sequence[str] | None = None) -> list[Path]:

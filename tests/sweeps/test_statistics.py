@@ -6,7 +6,18 @@ import numpy
 import pytest
 import scipy.stats
 
-from orpo_exp.sweeps.statistics import difference, estimate, t_quantile
+from orpo_exp.sweeps.intervals import t_quantile
+from orpo_exp.sweeps.statistics import Sample, leads
+from orpo_exp.sweeps.statistics import estimate as of_sample
+
+
+def estimate(values):
+    return of_sample(Sample(dict(enumerate(map(float, values)))))
+
+
+def difference(first, second):
+    return leads(Sample(first), [Sample(second)], 1.0)[0]
+
 
 # 97.5% quantiles from a printed table of Student's t
 TABLE = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 9: 2.262, 10: 2.228, 20: 2.086, 30: 2.042, 120: 1.980}
@@ -44,10 +55,12 @@ def test_one_seed_has_no_interval():
     )
 
 
-def test_equal_values_have_an_interval_without_width():
+def test_that_seeds_agree_is_no_interval_without_width():
     for n in (2, 12):
         found = estimate([0.5] * n)
-        assert (found.low, found.high) == (0.5, 0.5)
+        assert (found.low, found.high, found.method) == (None, None, "none: no two values differ")
+    assert difference({"0": 0.5, "1": 0.7}, {"0": 0.25, "1": 0.45}).low is not None  # 0.25 and about 0.25
+    assert difference({"0": 0.5, "1": 0.75}, {"0": 0.25, "1": 0.5}).low is None
 
 
 def naive_bca(values, resamples, seed):
@@ -99,7 +112,7 @@ def test_common_seeds_are_compared_in_pairs():
     found = difference(first, second)  # 0.1, 0.2, 0.3: mean 0.2, deviation 0.1
     half = 4.302653 * 0.1 / math.sqrt(3)
     assert (found.mean, found.low, found.high) == pytest.approx((0.2, 0.2 - half, 0.2 + half), rel=1e-6)
-    assert (found.n, found.method, found.clear) == (3, "paired t", False)
+    assert (found.n, found.method, found.clear) == (3, "paired t, 3 seeds", False)
     assert difference({"0": 0.5, "1": 0.9}, {"0": 0.1, "1": 0.5001}).clear
 
 
@@ -108,7 +121,7 @@ def test_other_seeds_are_compared_by_welch():
     found = difference({"0": 0.0, "1": 2.0}, {"1": 10.0, "3": 12.0})
     half = 4.302653 * math.sqrt(2)
     assert (found.mean, found.low, found.high) == pytest.approx((-10, -10 - half, -10 + half), rel=1e-6)
-    assert (found.method, found.clear) == ("Welch t", True)
+    assert (found.method, found.clear) == ("Welch t, 2 seeds", True)
 
 
 def test_one_seed_tells_nothing_apart():

@@ -8,7 +8,8 @@ import threading
 from contextlib import contextmanager
 
 import pytest
-from sweeps.builder import DEAD, DECLARED, make_run, make_sweep
+import scipy.stats
+from sweeps.builder import DEAD, DECLARED, make_pairs, make_run, make_sweep
 
 from orpo_exp.sweeps import summary
 from orpo_exp.sweeps.summary import main, point_ended, write_summary
@@ -57,9 +58,12 @@ def test_seeds_are_grouped_and_the_best_is_compared_with_the_runner_up(tmp_path)
     assert found["best"] == {"loss.lam": "0.1"}
 
     runner_up = found["lead"][0]  # 0.12, 0.10, 0.08: mean 0.1, deviation 0.02
-    half = 4.302653 * 0.02 / math.sqrt(3)
+    # of three settings; two seeds' worth of freedom, and half of one that the other settings lend
+    below = scipy.stats.studentized_range.ppf(0.95, 3, 2.5) / math.sqrt(2) * 0.02 / math.sqrt(3)
+    above = 4.302653 * 0.02 / math.sqrt(3)
     assert runner_up["setting"] == {"loss.lam": "1"}
-    assert (runner_up["mean"], runner_up["low"]) == pytest.approx((0.1, 0.1 - half), rel=1e-6)
+    ends = runner_up["mean"], runner_up["low"], runner_up["high"]
+    assert ends == pytest.approx((0.1, 0.1 - below, 0.1 + above), rel=1e-6)
     assert runner_up["told_apart"]
     assert "Best by rewards/accuracy (higher is better): loss.lam=0.1 with 0.7000 ± 0.0248" in answer.text
     assert "leaves 0 out" in answer.text
@@ -78,8 +82,9 @@ def test_seeds_are_grouped_and_the_best_is_compared_with_the_runner_up(tmp_path)
 def test_a_runner_up_within_the_noise_is_not_told_apart(tmp_path):
     folder = lambda_sweep(tmp_path / "sweep", {"0": (0.5, 0.6), "1": (0.66, 0.5)})
     answer = write_summary(folder)
-    assert "the seeds do not tell the two apart" in answer.text
-    assert "over their 2 common seeds" in answer.text
+    assert "includes 0: they are not told apart, for other seeds on pairs like these" in answer.text
+    assert "over their common seeds, with a 95% interval" in answer.text
+    assert "(paired t, 2 seeds)" in answer.text
     assert not content(folder)["lead"][0]["told_apart"]
 
 
@@ -93,8 +98,39 @@ def test_one_seed_says_that_it_says_little(tmp_path):
     folder = lambda_sweep(tmp_path / "sweep", {"0": (0.5,), "1": (0.6,)})
     answer = write_summary(folder)
     assert "loss.lam=1 with 0.6000 (one seed, so no interval)" in answer.text
-    assert "one seed cannot say whether that is chance" in answer.text
+    assert "nothing tells whether that is chance: one of the two has a single seed" in answer.text
     assert content(folder)["settings"][0]["metrics"]["rewards/accuracy"]["low"] is None
+
+
+def test_the_pairs_of_one_seed_give_it_an_interval_that_speaks_for_it(tmp_path):
+    folder = lambda_sweep(tmp_path / "sweep", {"0": (0.5,), "1": (0.75,)}, declared=DECLARED)
+    right = {"0": [1, 1, 0, 0] * 10, "1": [1, 1, 1, 0] * 10}
+    for lam, outcomes in right.items():
+        make_pairs(folder / f"loss.lam={lam},seed=0", {"rewards/accuracy": outcomes})
+    answer = write_summary(folder)
+    lead = content(folder)["lead"][0]
+    # 10 pairs for it, none against; one of each kind added (Bonett and Price)
+    mean, n = 10 / 42, 42
+    half = scipy.stats.t.ppf(0.975, 39) * math.sqrt((12 / n - mean**2) / (n - 1))
+    assert (lead["low"], lead["high"]) == pytest.approx((0.25 - half, 0.25 + half))
+    assert lead["told_apart"]
+    assert "(t, one seed and 40 pairs)" in answer.text
+    assert "told apart, for these very runs on other pairs than these 40; of other seeds it says nothing" in answer.text
+    assert content(folder)["settings"][0]["metrics"]["rewards/accuracy"]["pairs"] == 40
+
+
+def test_what_a_lead_lacks_is_told(tmp_path):
+    folder = lambda_sweep(tmp_path / "sweep", {"0": (0.55, 0.55), "1": (0.6, 0.6)}, declared=DECLARED)
+    right = {"0": ([1] * 22 + [0] * 18, [1] * 22 + [0] * 18), "1": ([0] * 16 + [1] * 24, [1, 0, 0, 1, 1] * 8)}
+    for lam, seeds in right.items():
+        for seed, outcomes in enumerate(seeds):
+            make_pairs(folder / f"loss.lam={lam},seed={seed}", {"rewards/accuracy": outcomes})
+    text = write_summary(folder).text
+    assert (
+        "(paired t, 2 seeds and 40 pairs). That includes 0: they are not told apart, for other seeds and other" in text
+    )
+    assert "Were the lead to stay what it is, about" in text
+    assert " held-out pairs would tell them apart." in text
 
 
 def test_another_metric_decides_where_it_is_asked_for(tmp_path, capsys):

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 from support import uneven_rows
 
-from orpo_exp.training.pair_results import PAIRS, TEXTS, read_pairs, read_texts
+from orpo_exp.pair_tables import PAIRS, TEXTS, read_pairs, read_texts
 
 SHORT = [
     "+experiment=orpo", "model=tiny", "data.path=pairs.jsonl", "data.eval_size=6", "train.max_steps=4",
