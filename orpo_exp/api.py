@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Rows = Sequence[Mapping[str, Any]]
-# the step, the split ("train" or "eval") and the metrics of it
+# the step, the split ("train", "eval" or, once, "test") and the metrics of it
 Callback = Callable[[int, str, Mapping[str, float]], None]
 
 GIVEN = Path("outputs/given")
@@ -67,6 +67,11 @@ class Run:
     def metrics(self) -> dict[str, float]:
         """The final held-out metrics by name; empty before the end."""
         return dict(self.result.get("eval") or {})
+
+    @property
+    def test(self) -> dict[str, float]:
+        """The same of the test pairs, which were scored once, after training; empty without any."""
+        return dict(self.result.get("test") or {})
 
     def curve(self, split: str = "train") -> list[dict[str, Any]]:
         """The metrics of each logged step, "train" or "eval", as `pandas.DataFrame` takes them."""

@@ -11,11 +11,12 @@ from pathlib import Path
 
 from orpo_exp.adapters import ADAPTERS, Adapter
 from orpo_exp.config import RunConfig, check_plugin, resolved
-from orpo_exp.data import DATA
+from orpo_exp.data import DATA, SourceData
 from orpo_exp.data.order import Order
 from orpo_exp.data.tokenize import TokenizedData, prepare, training_texts
-from orpo_exp.models import MODELS, CausalLM
+from orpo_exp.models import MODELS, CausalLM, ModelSource
 from orpo_exp.optimizers import OptimizerFactory
+from orpo_exp.pair_tables import TEST_PAIRS, TEST_TEXTS
 from orpo_exp.plugins import PLUGINS, Place, Plugin, Which
 from orpo_exp.plugins.memory import told
 from orpo_exp.plugins.precision import arithmetic_as_before
@@ -32,6 +33,7 @@ from orpo_exp.training import TrainingDiverged, answers, write_samples
 from orpo_exp.training.checkpoints import Checkpoints, Keep, NotSaved
 from orpo_exp.training.pair_results import PairFiles
 from orpo_exp.training.stop import Stopped
+from orpo_exp.types import Builder
 
 log = logging.getLogger(__name__)
 
@@ -44,12 +46,13 @@ class RunResult:
     """How a run ended on this rank. status: completed, failed or interrupted, with the reason as `error`.
 
     code: 0 completed, 1 failed, 2 refused because of what the user gave, 128 + its number when stopped by a signal
-    (130 for Ctrl-C). metrics: the final held-out ones.
+    (130 for Ctrl-C). metrics: the final held-out ones. test: the same of the test pairs.
     """
 
     folder: Path
     status: str = "failed"
     metrics: dict[str, float] = field(default_factory=dict)
+    test: dict[str, float] = field(default_factory=dict)
     error: str | None = None
     code: int = FAILED
 
@@ -125,15 +128,21 @@ def read(order: RunOrder) -> Read:
     """Data, tokenizer, and how to make the model: everything that needs no device."""
     config = order.config
     data = order.data or DATA.build(config.data).load(config.seed)
-    source = MODELS.build(config.model)
-    policy = source.prepare(training_texts(data), config.seed)
+    source, adapter = MODELS.build(config.model), ADAPTERS.build(config.adapter)
+    policy, build = beginning(config, source, adapter, data)
     pairs = prepare(data, policy.tokenizer, config.data)
     pairs = pairs.within(source.positions())
-    adapter = ADAPTERS.build(config.adapter)
-    build = adapter.on(policy.build, source.found_at, config.seed)
     steps = Order(pairs.size, config.train.global_batch_size, config.seed)
     max_steps = config.train.total_steps(steps.steps_per_epoch)
-    return Read(policy, adapter, build, lambda: source.digest(config.seed) + adapter.digest(), pairs, steps, max_steps)
+    return Read(
+        policy, adapter, build, build, lambda: source.digest(config.seed) + adapter.digest(), pairs, steps, max_steps
+    )
+
+
+def beginning(config: RunConfig, source: ModelSource, adapter: Adapter, data: SourceData) -> tuple[CausalLM, Builder]:
+    """The model that a run with this configuration begins with, and how to make it with its adapter."""
+    policy = source.prepare(training_texts(data), config.seed)
+    return policy, adapter.on(policy.build, source.found_at, config.seed)
 
 
 def train(
@@ -185,6 +194,7 @@ def train(
     pair_files = PairFiles(order.folder, pairs.texts, config.train.keep_pairs)
     if folder:
         loop.note_pairs = pair_files.write
+        loop.note_test_pairs = PairFiles(order.folder, pairs.test_texts, names=(TEST_PAIRS, TEST_TEXTS)).write
     to_the_end.enter_context(loop.stop.listening())
     if prepared.reference:
         seen = max_steps * config.train.global_batch_size if pairs.size is None else pairs.size
@@ -202,6 +212,9 @@ def train(
         name = signal.Signals(loop.stopped_by).name
         log.warning("Stopped by %s after step %d of %d; everything is saved.", name, loop.step, max_steps)
         raise Stopped(loop.stopped_by)
+    result.test = loop.test()
+    if folder:
+        folder.note(test=result.test)
     after = answers(plugin, policy.tokenizer, pairs, config.train)
     plugin.save_weights(order.folder / "model")
     if folder:
@@ -223,7 +236,9 @@ def report(
     """Tell the user what was found: rows, skipped ones by reason, the model's size and what each rank holds."""
     size = "endless" if pairs.size is None else f"{pairs.size:,}"
     form = f"; rows as {pairs.form}" if pairs.form else ""
-    log.info("data: %s training pairs, %d held out, %d truncated%s", size, len(pairs.held_out), pairs.truncated, form)
+    test = f" and {len(pairs.test)} for the test" if pairs.test else ""
+    count, cut = len(pairs.held_out), pairs.truncated
+    log.info("data: %s training pairs, %d held out%s, %d truncated%s", size, count, test, cut, form)
     for reason, rows in pairs.skipped.items():
         shown = ", ".join(map(str, rows[:10])) + (", ..." if len(rows) > 10 else "")
         log.warning("skipped %d rows: %s (rows %s)", len(rows), reason, shown)

@@ -28,13 +28,15 @@ from orpo_exp.types import Builder
 class Read:
     """What a run has read before it holds anything on a device.
 
-    policy: the model that is yet to be made; build: how, with its adapter. digest: a hexadecimal hash of where its
+    policy: the model that is yet to be made; build: how, with its adapter; beginning: how to make the model that losses
+    with a reference compare with. digest: a hexadecimal hash of where its
     weights come from, taken when it is asked for. steps: the order of the pairs; max_steps: how many there are.
     """
 
     policy: CausalLM
     adapter: Adapter
     build: Builder
+    beginning: Builder
     digest: Callable[[], str]
     pairs: TokenizedData
     steps: Order
@@ -72,7 +74,7 @@ def ready(plugin: Plugin, order: RunOrder, read: Read) -> Ready:
     if reference and reference.of_trained:
         plugin.hold_beginning()
     elif reference and reference.beside_policy:
-        plugin.hold_reference(read.build)
+        plugin.hold_reference(read.beginning)
     plugin.seed(config.seed)  # after what draws weights
     return Ready(loss, optimizer, used, sharing, reference, found)
 

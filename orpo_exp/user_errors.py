@@ -11,7 +11,7 @@ from typing import Any
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException, ValidationError
 
-from orpo_exp.schema import ConfigError
+from orpo_exp.schema import ConfigError, Refused
 
 ComposeError = (HydraException, OmegaConfBaseException)
 
@@ -52,6 +52,11 @@ def explain(error: Exception, overrides: list[str]) -> ConfigError:
 def error_page(error: ConfigError) -> str:
     """What is printed: nothing was started, and why."""
     return PAGE.format(error=error)
+
+
+def refusal(refused: Refused) -> str:
+    """What is printed of anything that was refused."""
+    return error_page(refused) if isinstance(refused, ConfigError) else f"orpo_exp: {refused}"
 
 
 def _from_omegaconf(cause: OmegaConfBaseException, overrides: list[str]) -> ConfigError:

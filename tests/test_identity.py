@@ -19,7 +19,8 @@ from orpo_exp.sweeps.points import sweep_name
 HASHES = {
     "+experiment=quickstart": "13a2545271f494eb",
     "+experiment=quickstart plugin.precision=bf16 processes=2 train.micro_batch_size=3 seed=4": "141ec1599a03cc04",
-    "+experiment=lambda_sweep loss.lam=0.25 lam_schedule=cosine_decay scheduler=linear": "cfe993c67251b7b4",
+    "+experiment=lambda_sweep data.split_seed=null loss.lam=0.25 lam_schedule=cosine_decay scheduler=linear":
+        "cfe993c67251b7b4",
     "+experiment=orpo data.path=x.jsonl model.path=y/z loss=orpo_paper optimizer=sgd optimizer.lr=0.01":
         "cd66e39a26718d63",
     "+experiment=dpo_baseline data.path=x.jsonl model.path=y/z reference=cached loss.wpo=true": "7429d8533996ee23",

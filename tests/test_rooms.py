@@ -20,7 +20,7 @@ FLOORS = (
     ("composition",),
     ("user_errors", "help_page"),
     ("planning",),
-    ("cli",),
+    ("cli", "evaluate"),
     ("api",),
     ("__main__", "__init__"),
 )

@@ -17,6 +17,7 @@ from orpo_exp.types import PreferencePair
 
 PLAIN = "plain"  # the chat template that names the speaker before each turn
 IN_EVALUATION = "in the evaluation data: "  # begins the reasons why rows of the evaluation set are skipped
+IN_TEST = "in the test data: "  # and those of the test set
 
 
 @dataclass
@@ -76,11 +77,12 @@ class Lengths:
 
 @dataclass
 class FiniteConfig(DataConfig):
-    """Settings of sources that end. eval_size: held out, below 1 a share of the pairs, from 1 on a number. deduplicate:
-    use one of equal pairs. longest, longest_prompt, shortest_answer: see Lengths. cache: where pairs and tokens are
-    kept, see Kept."""
+    """Settings of sources that end. eval_size: held out, below 1 a share of the pairs, from 1 on a number. test_size:
+    kept for the test in the same way; None: no test. deduplicate: use one of equal pairs. longest, longest_prompt,
+    shortest_answer: see Lengths. cache: where pairs and tokens are kept, see Kept."""
 
     eval_size: float = setting(0.1, gt=0)
+    test_size: float | None = setting(None, gt=0, as_before=None)
     deduplicate: bool = setting(False, as_before=False)
     longest: int | None = setting(None, ge=2, as_before=None)
     longest_prompt: int | None = setting(None, ge=1, as_before=None)
@@ -101,11 +103,12 @@ class Pairs(Protocol):
 
 @dataclass(frozen=True)
 class KeptData:
-    """Pairs on disk. train, held_out: (n,) int64, positions in the texts, one part behind the other."""
+    """Pairs on disk. train, held_out, test: (n,) int64, positions in the texts, one part behind the other."""
 
     texts: Sequence[Texts]
     train: Tensor
     held_out: Tensor
+    test: Tensor
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,9 @@ class SourceData:
     """What a source loads.
 
     train: pairs by position, 0 .. size - 1; size None means endless.
-    held_out: the evaluation set, disjoint from `train`.
-    skipped: reason -> row numbers of the rows that cannot be used; reasons in evaluation data begin with IN_EVALUATION.
+    held_out: the evaluation set, disjoint from `train`. test: the test set, disjoint from both; often none.
+    skipped: reason -> row numbers of the rows that cannot be used; those in evaluation and test data begin with
+    IN_EVALUATION and IN_TEST.
     form: how the rows came, for people; empty where there are none.
     kept: where both are on disk, so that their tokens are kept as well.
     """
@@ -125,12 +129,13 @@ class SourceData:
     skipped: dict[str, list[int]] = field(default_factory=dict)
     form: str = ""
     kept: KeptData | None = None
+    test: Sequence[PreferencePair] = ()
 
     @staticmethod
     def of_kept(kept: KeptData, skipped: dict[str, list[int]], form: str) -> "SourceData":
         """That of pairs on disk."""
-        train, held_out = (View(kept.texts, positions) for positions in (kept.train, kept.held_out))
-        return SourceData(train, len(train), held_out, skipped, form, kept)
+        train, held_out, test = (View(kept.texts, of) for of in (kept.train, kept.held_out, kept.test))
+        return SourceData(train, len(train), held_out, skipped, form, kept, test)
 
 
 class Source(ABC):
@@ -151,6 +156,11 @@ class Source(ABC):
 
         Raises Refused for a source that does not exist, cannot be read or has no usable row.
         """
+
+    def whole(self, seed: int) -> SourceData:
+        """All pairs of a source that ends as those that are held out, whatever is trained on; of an endless one those
+        that it holds out."""
+        return self.load(seed)
 
 
 DATA: Registry[Source] = Registry("data")

@@ -16,7 +16,7 @@ from orpo_exp.data.base import DATA, FiniteConfig, Source, SourceData
 from orpo_exp.data.forms import AUTO, FORMS, NoForm, pairs_of
 from orpo_exp.data.kept import Kept
 from orpo_exp.data.reading import PACKED, READERS, Broken, Row, check_encoding, kind, read
-from orpo_exp.data.split import Part, divided, subset
+from orpo_exp.data.split import Part, Parts, divided, subset, undivided
 from orpo_exp.data.texts import About, Texts, write_texts
 from orpo_exp.schema import ConfigError, Refused, Settings, setting
 from orpo_exp.types import PreferencePair
@@ -64,14 +64,17 @@ class Files(Source):
     config: FileConfig
 
     @abstractmethod
-    def parts(self, seed: int) -> tuple[Part, Part | None]:
-        """The pairs to train on, and those to evaluate on where they are given."""
+    def parts(self, seed: int) -> Parts:
+        """The pairs to train on, and those to evaluate on and for the test where they are given."""
 
     @override
     def load(self, seed: int) -> SourceData:
         c, seed = self.config, self.config.split_by(seed)
-        train, evaluation = self.parts(seed)
-        return divided([train], [evaluation] if evaluation else [], c.eval_size, seed, c.deduplicate)
+        return divided(self.parts(seed), c, seed)
+
+    @override
+    def whole(self, seed: int) -> SourceData:
+        return undivided(self.parts(self.config.split_by(seed)))
 
     def part(self, key: str, given: str, identity: Any, files: NamedFiles, seed: int) -> Part:
         """The usable pairs of some files by name. key, given: the setting that names them. identity: plain values that
@@ -107,22 +110,26 @@ class JsonFiles(Files):
 
     @dataclass
     class Config(FileConfig):
-        """eval_path: a file or folder to evaluate on instead of holding rows out. encoding: of text files."""
+        """eval_path, test_path: a file or folder to evaluate on, or for the test, instead of holding rows out.
+        encoding: of text files."""
 
         eval_path: str | None = None
+        test_path: str | None = setting(None, as_before=None)
         encoding: str = setting("utf-8", as_before="utf-8")
 
         def __post_init__(self) -> None:
             super().__post_init__()
             check_encoding("encoding", self.encoding)
+            _check_test(self.test_size, "test_path", self.test_path)
 
     config: Config
 
     @override
-    def parts(self, seed: int) -> tuple[Part, Part | None]:
+    def parts(self, seed: int) -> Parts:
         c = self.config
         train = self.some(self._read(c.path, "data.path", seed), seed)
-        return train, self._read(c.eval_path, "data.eval_path", seed) if c.eval_path else None
+        evaluation = [self._read(c.eval_path, "data.eval_path", seed)] if c.eval_path else []
+        return Parts([train], evaluation, [self._read(c.test_path, "data.test_path", seed)] if c.test_path else [])
 
     def _read(self, path: str, key: str, seed: int) -> Part:
         root = Path(path).expanduser()
@@ -147,20 +154,28 @@ class Hub(Files):
 
     @dataclass
     class Config(FileConfig):
-        """subset, split, revision: as the hub names them; eval_split: a split to evaluate on instead of holding out."""
+        """subset, split, revision: as the hub names them; eval_split, test_split: a split to evaluate on, or for the
+        test, instead of holding out."""
 
         subset: str | None = None
         split: str = "train"
         eval_split: str | None = None
+        test_split: str | None = setting(None, as_before=None)
         revision: str | None = None
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            _check_test(self.test_size, "test_split", self.test_split)
 
     config: Config
 
     @override
-    def parts(self, seed: int) -> tuple[Part, Part | None]:
+    def parts(self, seed: int) -> Parts:
         c = self.config
         train = self.some(self._read("data.path", c.path, c.split, seed), seed)
-        return train, self._read("data.eval_split", c.eval_split, c.eval_split, seed) if c.eval_split else None
+        evaluation = [self._read("data.eval_split", c.eval_split, c.eval_split, seed)] if c.eval_split else []
+        test = [self._read("data.test_split", c.test_split, c.test_split, seed)] if c.test_split else []
+        return Parts([train], evaluation, test)
 
     def _read(self, key: str, given: str, split: str, seed: int) -> Part:
         import datasets
@@ -181,6 +196,12 @@ class Hub(Files):
             if not silent:
                 datasets.enable_progress_bars()
         return self.part(key, given, rows._fingerprint, [(c.path, lambda: rows)], seed)
+
+
+def _check_test(size: float | None, key: str, named: str | None) -> None:
+    """Test pairs are named or drawn."""
+    if size is not None and named is not None:
+        raise ConfigError("test_size", size, f"null beside {key}", "Leave one of them out.")
 
 
 def _pairs(

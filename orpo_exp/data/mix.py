@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from orpo_exp.data.base import DATA, DataConfig, FiniteConfig, Source, SourceData
 from orpo_exp.data.files import FileConfig, Files
-from orpo_exp.data.split import Draw, Part, divided
+from orpo_exp.data.split import Draw, Part, Parts, divided, undivided
 from orpo_exp.schema import ConfigError, setting
 
 
@@ -59,8 +59,24 @@ class Mix(Source):
     @override
     def load(self, seed: int) -> SourceData:
         c, seed = self.config, self.config.split_by(seed)
+        parts = self._parts(seed)
+        if c.test_size is not None and parts.test:
+            allowed = "null where a source names its own test data"
+            raise ConfigError("data.test_size", c.test_size, allowed, "Leave one of them out.")
+        draw: Draw = torch.cat
+        if c.weights:
+            draw = partial(drawn, weights=[c.weights[name] for name in c.sources], repeat=c.repeat, seed=seed)
+        return divided(parts, c, seed, draw)
+
+    @override
+    def whole(self, seed: int) -> SourceData:
+        return undivided(self._parts(self.config.split_by(seed)))
+
+    def _parts(self, seed: int) -> Parts:
+        c = self.config
         train: list[Part] = []
         evaluation: list[Part] = []
+        test: list[Part] = []
         for name, config in c.sources.items():
             assert isinstance(config, FileConfig)
             source = DATA.build(replace(config, cache=c.cache))
@@ -70,13 +86,10 @@ class Mix(Source):
             except ConfigError as error:
                 key = f"data.sources.{name}.{error.key.removeprefix('data.')}"
                 raise ConfigError(key, error.given, error.allowed, error.do) from None
-            for into, part in zip((train, evaluation), parts, strict=True):
-                if part is not None:
+            for into, found in ((train, parts.train), (evaluation, parts.evaluation), (test, parts.test)):
+                for part in found:
                     into.append(part.among(name, sum(before.rows for before in into)))
-        draw: Draw = torch.cat
-        if c.weights:
-            draw = partial(drawn, weights=[c.weights[name] for name in c.sources], repeat=c.repeat, seed=seed)
-        return divided(train, evaluation, c.eval_size, seed, c.deduplicate, draw)
+        return Parts(train, evaluation, test)
 
 
 def drawn(of_sources: Sequence[Tensor], weights: Sequence[float], repeat: bool, seed: int) -> Tensor:

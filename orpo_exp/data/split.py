@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from orpo_exp.data.base import IN_EVALUATION, KeptData, SourceData
+from orpo_exp.data.base import IN_EVALUATION, IN_TEST, FiniteConfig, KeptData, SourceData
 from orpo_exp.data.kept import Kept
 from orpo_exp.data.texts import Texts
 from orpo_exp.data.views import View
@@ -37,43 +37,79 @@ class Part:
         return Part(self.texts.numbered_from(rows), skipped, f"{self.form} ({name})", self.rows)
 
 
-def divided(
-    train: Sequence[Part],
-    evaluation: Sequence[Part],
-    eval_size: float,
-    seed: int,
-    deduplicate: bool = False,
-    draw: Draw = torch.cat,
-) -> SourceData:
-    """Hold out some of the pairs where none to evaluate on are given.
+@dataclass(frozen=True)
+class Parts:
+    """What a source reads to train on, to evaluate on, and for the test; of the last two often nothing."""
 
-    deduplicate: of equal pairs the first is used, one that is evaluated on before all. draw: of the places of training
-    pairs, those of each part together, the ones that an epoch has.
+    train: Sequence[Part]
+    evaluation: Sequence[Part] = ()
+    test: Sequence[Part] = ()
+
+    @property
+    def by_split(self) -> dict[str, Sequence[Part]]:
+        """By what begins the reasons why rows of it are skipped."""
+        return {"": self.train, IN_EVALUATION: self.evaluation, IN_TEST: self.test}
+
+    @property
+    def texts(self) -> list[Texts]:
+        """Of all parts, in this order."""
+        return [part.texts for of in self.by_split.values() for part in of]
+
+    @property
+    def skipped(self) -> dict[str, list[int]]:
+        """Reason -> numbers of the rows that make no pair, of all parts."""
+        found: dict[str, list[int]] = {}
+        for where, of in self.by_split.items():
+            for part in of:
+                for reason, numbers in part.skipped.items():
+                    found.setdefault(where + reason, []).extend(numbers)
+        return found
+
+    @property
+    def form(self) -> str:
+        """How the rows to train on came, for people."""
+        return ", ".join(dict.fromkeys(part.form for part in self.train))
+
+
+def divided(parts: Parts, config: FiniteConfig, seed: int, draw: Draw = torch.cat) -> SourceData:
+    """Hold out some of the pairs where none to evaluate on are given, and of the rest keep some for the test.
+
+    Of equal pairs that are to be used once one for the test is used before all, then one that is evaluated on, then the
+    first. draw: of the places of training pairs, those of each part together, the ones that an epoch has.
     """
-    texts = [part.texts for part in (*train, *evaluation)]
-    sizes = [len(part.texts) for part in train]
-    trained, held = torch.arange(sum(map(len, texts))).split([sum(sizes), sum(map(len, texts)) - sum(sizes)])
-    skipped: dict[str, list[int]] = {}
-    for part, where in [(part, "") for part in train] + [(part, IN_EVALUATION) for part in evaluation]:
-        for reason, numbers in part.skipped.items():
-            skipped.setdefault(where + reason, []).extend(numbers)
-    if deduplicate:
-        order = torch.cat([held, trained])
+    splits = parts.by_split
+    texts = parts.texts
+    sizes = [len(part.texts) for part in parts.train]
+    ends = [sum(len(part.texts) for part in of) for of in splits.values()]
+    trained, held, tested = torch.arange(sum(ends)).split(ends)
+    skipped = parts.skipped
+    if config.deduplicate:
+        order = torch.cat([tested, held, trained])
         first = torch.empty(len(order), dtype=torch.bool)
         first[order] = first_of_each(torch.cat([of.hashes() for of in texts])[order])
-        for places, where in ((trained, ""), (held, IN_EVALUATION)):
+        for places, where in zip((trained, held, tested), splits, strict=True):
             if again := View(texts, places[~first[places]]):
                 skipped[where + AGAIN] = [pair.row for pair in again]
-        trained, held = trained[first[trained]], held[first[held]]
-    if not evaluation:
+        trained, held, tested = trained[first[trained]], held[first[held]], tested[first[tested]]
+    all_trained = len(trained)
+    if not parts.evaluation:
         ranks = prompt_ranks(texts[0].kept, texts)
-        kept, out = hold_out(ranks[trained], eval_size, seed)
+        kept, out = hold_out(ranks[trained], "data.eval_size", config.eval_size, all_trained, seed)
         trained, held = trained[kept], trained[out]
-    ends = torch.tensor(sizes).cumsum(0)
-    of_part = torch.bucketize(trained, ends, right=True)
+    if config.test_size is not None and not parts.test:
+        ranks = prompt_ranks(texts[0].kept, texts)
+        kept, out = hold_out(ranks[trained], "data.test_size", config.test_size, all_trained, f"{seed} test")
+        trained, tested = trained[kept], trained[out]
+    of_part = torch.bucketize(trained, torch.tensor(sizes).cumsum(0), right=True)
     drawn = draw([trained[of_part == number] for number in range(len(sizes))])
-    form = ", ".join(dict.fromkeys(part.form for part in train))
-    return SourceData.of_kept(KeptData(texts, drawn, held), skipped, form)
+    return SourceData.of_kept(KeptData(texts, drawn, held, tested), skipped, parts.form)
+
+
+def undivided(parts: Parts) -> SourceData:
+    """All pairs, held out and trained on as one pleases."""
+    texts = parts.texts
+    places = torch.arange(sum(map(len, texts)))
+    return SourceData.of_kept(KeptData(texts, places, places, places[:0]), parts.skipped, parts.form)
 
 
 def subset(size: int, rows: float, seed: int) -> Tensor:
@@ -82,10 +118,11 @@ def subset(size: int, rows: float, seed: int) -> Tensor:
     return torch.tensor(sorted(random.Random(seed).sample(range(size), wanted)))
 
 
-def hold_out(prompts: Tensor, eval_size: float, seed: int) -> tuple[Tensor, Tensor]:
+def hold_out(prompts: Tensor, key: str, size: float, of_pairs: int, seed: int | str) -> tuple[Tensor, Tensor]:
     """Places of training and of held-out pairs, in their order. All pairs of a prompt go to the same side: none is both
-    trained on and tested. prompts: (n,) int64, for each pair which prompt it has, as `prompt_ranks` numbers them."""
-    wanted = max(1, round(eval_size * len(prompts)) if eval_size < 1 else int(eval_size))
+    trained on and tested. prompts: (n,) int64, for each pair which prompt it has, as `prompt_ranks` numbers them. key,
+    size: the setting that says how many, below 1 of so many pairs."""
+    wanted = max(1, round(size * of_pairs) if size < 1 else int(size))
     _, of = prompts.unique(return_inverse=True)
     pairs_of = of.bincount()
     order = list(range(len(pairs_of)))
@@ -95,7 +132,7 @@ def hold_out(prompts: Tensor, eval_size: float, seed: int) -> tuple[Tensor, Tens
     if held.all():
         allowed = f"a size that leaves pairs to train on: there are {len(prompts)} pairs with {len(order)} prompts"
         do = "Lower it, add data, or name other data to evaluate on."
-        raise ConfigError("data.eval_size", eval_size, allowed, do)
+        raise ConfigError(key, size, allowed, do)
     return (~held).nonzero().flatten(), held.nonzero().flatten()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from orpo_exp.data.base import IN_EVALUATION, DataConfig, SourceData
+from orpo_exp.data.base import IN_EVALUATION, IN_TEST, DataConfig, SourceData
 from orpo_exp.data.kept import AT_ONCE, Kept
 from orpo_exp.data.pair_tokenizer import PLAIN_TEMPLATE, Encoded, PairTokenizer, read_template, tokenized_pair
 from orpo_exp.data.texts import Texts, digest_of
@@ -33,9 +33,10 @@ class TokenizedData:
     train: positions -> pairs; size as in SourceData, less what proved unusable as tokens.
     held_out: the whole evaluation set.
     texts: the held-out pairs as text, in the order of `held_out`, for samples.
-    skipped: reason -> rows; truncated: pairs of the finite training set and the evaluation set that were cut.
+    skipped: reason -> rows; truncated: pairs of the finite training set, the evaluation and the test set that were cut.
     max_length: tokens of prompt and answer together, at most. form: as in SourceData.
     kept: where what takes long is kept, and what tells these pairs from others; None for pairs that are not.
+    test, test_texts: those that are scored once, after training; none in most runs.
     """
 
     train: Callable[[Sequence[int]], list[TokenizedPair]]
@@ -47,6 +48,8 @@ class TokenizedData:
     max_length: int
     form: str = ""
     kept: tuple[Kept, str] | None = None
+    test: Sequence[TokenizedPair] = ()
+    test_texts: Sequence[PreferencePair] = ()
 
     def first(self, count: int | None) -> Iterator[TokenizedPair]:
         """So many training pairs, of which some are held at a time; None, or more than there are: all."""
@@ -56,8 +59,9 @@ class TokenizedData:
             yield from self.train(range(begin, min(begin + AT_ONCE, last)))
 
     def each(self) -> Iterator[TokenizedPair]:
-        """All held-out pairs, and the training pairs of a finite source."""
+        """All held-out pairs, those of the test, and the training pairs of a finite source."""
         yield from self.held_out
+        yield from self.test
         yield from self.first(self.size or 0)
 
     def within(self, positions: int | None) -> "TokenizedData":
@@ -180,18 +184,20 @@ def prepare(data: SourceData, tokenizer: Any, config: DataConfig) -> TokenizedDa
     kept = None
     if data.kept is None:
         train = usable_now(encode, [data.train[place] for place in range(data.size or 0)])
-        held_out = usable_now(encode, data.held_out)
+        held_out, test = usable_now(encode, data.held_out), usable_now(encode, data.test)
     else:
-        tokens = tokens_of(data.kept.texts, encode)
-        train, held_out = (usable_kept(data.kept.texts, tokens, of) for of in (data.kept.train, data.kept.held_out))
-        kept = data.kept.texts[0].kept, f"{train.key} {held_out.key}"
+        tokens, of = tokens_of(data.kept.texts, encode), data.kept
+        train, held_out, test = (usable_kept(of.texts, tokens, places) for places in (of.train, of.held_out, of.test))
+        kept = of.texts[0].kept, " ".join([train.key, held_out.key, *([test.key] if test.pairs else [])])
     if not held_out.pairs:
         raise Refused(f"no held-out pair is usable as tokens: {first_rows(held_out.unusable)}")
+    if data.test and not test.pairs:
+        raise Refused(f"no pair of the test is usable as tokens: {first_rows(test.unusable)}")
     if data.size is not None and not train.pairs:
         raise Refused(f"no training pair is usable as tokens: {first_rows(train.unusable)}")
     skipped = {reason: list(rows) for reason, rows in data.skipped.items()}
-    for where, of in ((IN_EVALUATION, held_out.unusable), ("", train.unusable)):
-        for reason, rows in of.items():
+    for where, unusable in ((IN_EVALUATION, held_out.unusable), (IN_TEST, test.unusable), ("", train.unusable)):
+        for reason, rows in unusable.items():
             skipped.setdefault(where + reason, []).extend(rows)
 
     def drawn(positions: Sequence[int]) -> list[TokenizedPair]:
@@ -199,17 +205,19 @@ def prepare(data: SourceData, tokenizer: Any, config: DataConfig) -> TokenizedDa
         assert not found.unusable, found.unusable  # an endless source makes only pairs that fit
         return list(found.pairs)
 
-    tell_of_seams(encode, train.moved + held_out.moved, held_out)
+    tell_of_seams(encode, train.moved + held_out.moved + test.moved, held_out)
     return TokenizedData(
         train=drawn if data.size is None else lambda positions: [train.pairs[p] for p in positions],
         size=None if data.size is None else len(train.pairs),
         held_out=held_out.pairs,
         texts=held_out.texts,
         skipped=skipped,
-        truncated=train.truncated + held_out.truncated,
+        truncated=train.truncated + held_out.truncated + test.truncated,
         max_length=config.max_length,
         form=data.form,
         kept=kept,
+        test=test.pairs,
+        test_texts=test.texts,
     )
 
 

@@ -129,11 +129,13 @@ class Toy(Source):
 
     @dataclass
     class Config(DataConfig):
-        """eval_pairs: size of the evaluation set; order_share: how many of all pairs are of the kind `order`."""
+        """eval_pairs, test_pairs: sizes of the evaluation set and the test set; order_share: how many of all pairs are
+        of the kind `order`."""
 
         max_length: int = setting(128, ge=3)
         min_prompt_length: int = setting(32, ge=1)
         eval_pairs: int = setting(512, ge=1, le=2_000)
+        test_pairs: int = setting(0, ge=0, le=2_000, as_before=0)
         order_share: float = setting(0.0, ge=0, le=1)
 
     config: Config
@@ -142,5 +144,6 @@ class Toy(Source):
     def load(self, seed: int) -> SourceData:
         """The seed decides which tasks come, not which prompts are held out; `split_seed` which of these are tested."""
         c = self.config
-        tested = Tasks(c.split_by(seed), c.order_share).held_out(c.eval_pairs)
-        return SourceData(train=Tasks(seed, c.order_share), size=None, held_out=tested)
+        kept_back = Tasks(c.split_by(seed), c.order_share).held_out(c.eval_pairs + c.test_pairs)
+        held_out, test = kept_back[: c.eval_pairs], kept_back[c.eval_pairs :]
+        return SourceData(train=Tasks(seed, c.order_share), size=None, held_out=held_out, test=test)

@@ -20,7 +20,7 @@ from orpo_exp.plugins.precision import arithmetic_as_before
 from orpo_exp.plugins.ranks import left_afterwards
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.schema import ConfigError, Refused
-from orpo_exp.user_errors import error_page
+from orpo_exp.user_errors import refusal
 
 WIDE = 120
 
@@ -95,8 +95,7 @@ def plan_rank(send: "Connection[Figures, Figures]", elsewhere: Elsewhere | None,
             figures = planner.here(order, place) if elsewhere is None else planner.elsewhere(order, elsewhere)
         except Refused as refused:
             if place.rank == 0:
-                told = error_page(refused) if isinstance(refused, ConfigError) else f"orpo_exp: {refused}"
-                print(told, file=sys.stderr)
+                print(refusal(refused), file=sys.stderr)
             return REFUSED
         except KeyboardInterrupt:
             return STOPPED + signal.SIGINT

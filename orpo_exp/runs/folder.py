@@ -64,6 +64,7 @@ class RunFolder:
             "steps": 0,
             "total_steps": None,
             "eval": {},
+            "test": {},
             "pairs_per_second": None,
             "tokens_per_second": None,
             "peak_memory_bytes": None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orpo_exp.pair_tables import PAIRS, read_pairs
+from orpo_exp.pair_tables import read_pairs
 from orpo_exp.sweeps.intervals import PairPart, variance_of_mean
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ class HeldOut:
     columns: "dict[str, NDArray[Any]]"
 
     @staticmethod
-    def read(run: Path, step: int) -> "HeldOut | None":
-        """That of a run's folder; None where there is none of its last step, or a single prompt."""
+    def read(path: Path, step: int) -> "HeldOut | None":
+        """That of a run's pairs.parquet; None where there is none of its last step, or a single prompt."""
         import numpy
 
-        table = read_pairs(run / PAIRS)
+        table = read_pairs(path)
         if table is None or table.step != step or len(set(table.prompts)) < 2:
             return None
         prompts = numpy.array([int(of, 16) for of in table.prompts], dtype=numpy.uint64)

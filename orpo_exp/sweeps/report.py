@@ -38,7 +38,7 @@ def headline(results: Results, metric: str, direction: Direction) -> Headline:
     ranking = sorted((g for g in results.groups if g.name in means), key=lambda group: sign * means[group.name])
     samples = [group.sample(metric) for group in ranking]
     behind = leads(samples[0], samples[1:], -sign) if samples else []
-    text = sentences(metric, direction, ranking, behind)
+    text = " ".join([sentences(metric, direction, ranking, behind), *on_test_pairs(metric, ranking)])
     doubts = reservations(results, metric, ranking)
     return Headline(metric, direction, ranking, behind, f"{text}\n\nTake care: {' '.join(doubts)}" if doubts else text)
 
@@ -69,6 +69,12 @@ def sentences(metric: str, direction: Direction, ranking: Sequence[Group], behin
         names = "; ".join(alike) if len(alike) <= MOST_NAMES else f"{len(alike)} of the {len(behind)} other settings"
         said.append(f"Not told apart from the best: {names}.")
     return " ".join(said)
+
+
+def on_test_pairs(metric: str, ranking: Sequence[Group]) -> list[str]:
+    """What the setting that the held-out pairs chose comes to on pairs that had no part in that."""
+    found = ranking[0].tested(metric) if ranking else None
+    return [f"On the test pairs {ranking[0].name} has {in_words(found)}."] if found else []
 
 
 def different_ways(results: Results, metric: str) -> list[str]:

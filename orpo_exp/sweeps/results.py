@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_exp.metrics import Metric, from_json
+from orpo_exp.pair_tables import PAIRS, TEST_PAIRS
 from orpo_exp.runs.states import RESULT, Queue, State, read_result, slurm_queue, state_of
 from orpo_exp.schema import Refused
 from orpo_exp.sweeps.conditions import CONFIG, as_number, canonical, read_settings
@@ -25,8 +26,8 @@ class Point:
     """One run. settings: every known key as text. reason: why it has no result to count, None where it has one.
 
     kept: the settings are what result.json says can change a number; else (before version 0.2) all of config.yaml.
-    metrics: the final held-out metrics, finite ones alone. declared: what the run says that its metrics are.
-    seconds: its wall time. gpus, cores: what it kept busy.
+    metrics, test: the final held-out metrics, and those of the test pairs, finite ones alone. declared: what the run
+    says that its metrics are. seconds: its wall time. gpus, cores: what it kept busy.
     """
 
     folder: Path
@@ -36,6 +37,7 @@ class Point:
     kept: bool
     config_hash: str | None
     metrics: dict[str, float]
+    test: dict[str, float]
     declared: Mapping[str, Metric]
     steps: int
     seconds: float
@@ -50,7 +52,12 @@ class Point:
     @cached_property
     def held_out(self) -> HeldOut | None:
         """Its final evaluation pair by pair, None where that was not written down (before version 0.2)."""
-        return HeldOut.read(self.folder, self.steps)
+        return HeldOut.read(self.folder / PAIRS, self.steps)
+
+    @cached_property
+    def test_pairs(self) -> HeldOut | None:
+        """The same of the test."""
+        return HeldOut.read(self.folder / TEST_PAIRS, self.steps)
 
 
 @dataclass
@@ -71,11 +78,20 @@ class Group:
 
     def sample(self, metric: str) -> Sample:
         """A metric of this setting, pair by pair where all its runs have that."""
-        values = self.values(metric)
-        found = [(p, p.held_out.values(metric, values[p.seed])) for p in self.points if p.seed in values and p.held_out]
-        pairs = {point.seed: of for point, of in found if of is not None}
+        return self._sample(metric, self.values(metric))
+
+    def _sample(self, metric: str, values: dict[str, float], test: bool = False) -> Sample:
+        of = {p.seed: p.test_pairs if test else p.held_out for p in self.points if p.seed in values}
+        found = {seed: held.values(metric, values[seed]) for seed, held in of.items() if held}
+        pairs = {seed: by_pair for seed, by_pair in found.items() if by_pair}
         declared = next((p.declared[metric] for p in self.points if metric in p.declared), None)
         return Sample(values, pairs if len(pairs) == len(values) else {}, declared.bounds if declared else (None, None))
+
+    def tested(self, metric: str) -> Estimate | None:
+        """A metric's mean over the seeds with the pairs of the test, which had no part in any choice; None where not
+        every run has been tested."""
+        values = {point.seed: point.test[metric] for point in self.points if metric in point.test}
+        return estimate(self._sample(metric, values, test=True)) if len(values) == len(self.points) else None
 
     def estimate(self, metric: str) -> Estimate | None:
         """A metric's mean over the seeds, None where no point has it."""
@@ -184,13 +200,19 @@ def read_point(folder: Path, job_id: str | None, queue: Queue) -> Point:
         reason=reason(state, result, job_id),
         kept="settings" in result,
         config_hash=result.get("config_hash"),
-        metrics={k: float(v) for k, v in (result.get("eval") or {}).items() if v is not None and math.isfinite(v)},
+        metrics=finite(result.get("eval")),
+        test=finite(result.get("test")),
         declared=from_json(result.get("metrics")),
         steps=result.get("steps", 0),
         seconds=result.get("wall_time_seconds", 0.0),
         gpus=result.get("world_size", 1) if hardware.get("gpus") else 0,
         cores=hardware.get("cores", 0),
     )
+
+
+def finite(metrics: Mapping[str, float | None] | None) -> dict[str, float]:
+    """Those that are finite numbers."""
+    return {name: float(of) for name, of in (metrics or {}).items() if of is not None and math.isfinite(of)}
 
 
 def reason(state: State, result: Mapping[str, Any], job_id: str | None) -> str | None:

@@ -181,7 +181,9 @@ def setting_content(group: Group) -> dict[str, Any]:
     """One setting: its seeds and each metric's estimate."""
     metrics = sorted({name for point in group.points for name in point.metrics})
     estimates = {name: asdict(found) for name in metrics if (found := group.estimate(name))}
-    return {"setting": group.setting, "seeds": [point.seed for point in group.points], "metrics": estimates}
+    test = {name: asdict(found) for name in metrics if (found := group.tested(name))}
+    seeds = [point.seed for point in group.points]
+    return {"setting": group.setting, "seeds": seeds, "metrics": estimates, "test": test}
 
 
 def point_content(point: Point, results: Results, output: Path) -> dict[str, Any]:
@@ -195,6 +197,7 @@ def point_content(point: Point, results: Results, output: Path) -> dict[str, Any
         "counted": point in results.counted,
         "config_hash": point.config_hash,
         "metrics": point.metrics,
+        "test": point.test,
         "steps": point.steps,
         "wall_time_seconds": point.seconds,
         "gpus": point.gpus,

@@ -52,7 +52,8 @@ class Tracker(ABC):
 
     @abstractmethod
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
-        """The metrics of the global batch at an optimizer step (split "train"), or of the evaluation set ("eval")."""
+        """The metrics of the global batch at an optimizer step (split "train"), or of the evaluation set ("eval")
+        or, once after training, of the test set ("test")."""
 
     def flush(self) -> None:
         """Called before a checkpoint is written: a run that goes on from there will not log again what came before."""

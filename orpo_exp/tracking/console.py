@@ -56,6 +56,7 @@ class ConsoleTracker(Tracker):
         self._origin: tuple[int, float] | None = None  # step and time that speed is measured from
         # a resumed run compares with what was there before its training began, not before it went on
         self._evaluations = read_metrics(run.folder / FILE, "eval")
+        self._test: dict[str, float] = {}
 
         self._bar: Progress | None = None
         if CONSOLE.is_interactive and CONSOLE.file.isatty():
@@ -81,6 +82,9 @@ class ConsoleTracker(Tracker):
         if split == "train":
             self._progress(step, metrics)
             return
+        if split == "test":
+            self._test = dict(metrics)
+            return
         self._evaluations.append({"step": step, **metrics})
         if step < self._run.total_steps:  # the last one is on the last page
             columns = {f"step {record['step']}": record for record in (self._evaluations[0], self._evaluations[-1])}
@@ -100,6 +104,8 @@ class ConsoleTracker(Tracker):
             columns = {f"step {first['step']}" if first["step"] else "before training": first}
             if last is not first:
                 columns[f"step {last['step']}" if last["step"] < total else "after training"] = last
+            if self._test:
+                columns["test pairs"] = self._test
             page += ["", evaluation_table(columns)]
         folder = self._run.folder.resolve()
         where = Text.assemble(("everything lies in ", "bold"), str(folder), no_wrap=True, overflow="ignore")

@@ -14,6 +14,8 @@ from orpo_exp.tracking.base import TRACKERS, RunInfo, Tracker, TrackerConfig
 
 log = logging.getLogger(__name__)
 
+SPLITS = ("train", "eval", "test")  # in the order in which they arrive at one step
+
 
 class Mode(Enum):
     """Where W&B's numbers go: to its server, to the run's folder for a later `wandb sync`, or nowhere."""
@@ -30,7 +32,7 @@ def run_id(folder: Path) -> str:
 
 @TRACKERS.register("wandb")
 class WandB(Tracker):
-    """Metrics as `train/<metric>` and `eval/<metric>` over `step`, with the configuration and the run's end.
+    """Metrics as `train/<metric>`, `eval/<metric>`, `test/<metric>` over `step`, with the configuration and the end.
 
     Disabled, nothing is imported. W&B finds its key by itself (environment, netrc); it passes through nothing here.
     """
@@ -87,7 +89,7 @@ class WandB(Tracker):
             settings=quiet,
         )
         # W&B's own step only ever grows, and train and eval arrive at the same one: ours is a metric like others
-        for split in ("train", "eval"):
+        for split in SPLITS:
             self._run.define_metric(f"{split}/*", step_metric="step")
         if c.mode is Mode.online:
             log.info("W&B: %s", self._run.url)
@@ -96,7 +98,7 @@ class WandB(Tracker):
     def log(self, step: int, split: str, metrics: Mapping[str, float]) -> None:
         if self._run is not None:
             # W&B drops what lies at or before the last number it has: a resumed run's repeated steps, which are equal
-            place = 2 * step + (split == "eval")
+            place = len(SPLITS) * step + SPLITS.index(split)
             self._run.log({"step": step, **{f"{split}/{name}": value for name, value in metrics.items()}}, step=place)
 
     @override
@@ -107,8 +109,9 @@ class WandB(Tracker):
         import wandb
 
         status = result.get("status")
-        evaluation = {f"eval/{name}": value for name, value in (result.get("eval") or {}).items()}
-        self._run.summary.update({"status": status, **evaluation})
+        for split in ("eval", "test"):
+            self._run.summary.update({f"{split}/{name}": value for name, value in (result.get(split) or {}).items()})
+        self._run.summary.update({"status": status})
         self._run.finish(exit_code=0 if status == "completed" else 1)
         if wandb.run is None:  # unless someone has a run of their own in this process
             wandb.teardown()  # waits until the last number is on disk, which finish() does not

@@ -1,6 +1,6 @@
 """The one training loop."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,13 +10,15 @@ from orpo_exp.data.tokenize import TokenizedData
 from orpo_exp.losses import LamSchedule, Loss
 from orpo_exp.plugins import Plugin
 from orpo_exp.tracking import Trackers
+from orpo_exp.training.evaluation import measured
 from orpo_exp.training.metrics import Speed, reduce_outputs, refuse_non_finite
-from orpo_exp.training.objectives import evaluated, make_objective
-from orpo_exp.training.pair_results import PairResults, gathered
-from orpo_exp.training.reference import HELD_OUT, TRAIN, Reference
+from orpo_exp.training.objectives import make_objective
+from orpo_exp.training.pair_results import PairResults
+from orpo_exp.training.reference import HELD_OUT, TEST, TRAIN, Reference
 from orpo_exp.training.settings import TrainConfig
 from orpo_exp.training.sharing import Sharing
 from orpo_exp.training.stop import StopRequest
+from orpo_exp.types import TokenizedPair
 
 
 class Saves(Protocol):
@@ -39,7 +41,7 @@ class Loop:
     max_steps: optimizer steps in all. learning_rate: that of a step, counted from 1. note_step: called after each one.
     weight: what the lambda schedule gave the latest step. eval_metrics: the latest evaluation.
     stopped_by: the number of the signal that made the loop leave early, the same on all ranks; 0 for none.
-    note_pairs: called on all ranks with each evaluation's results pair by pair.
+    note_pairs, note_test_pairs: called on all ranks with results pair by pair, of each evaluation and of the test.
     """
 
     train: TrainConfig
@@ -62,6 +64,7 @@ class Loop:
     eval_metrics: dict[str, float] = field(default_factory=dict)
     stopped_by: int = 0
     note_pairs: Callable[[PairResults], None] = lambda results: None
+    note_test_pairs: Callable[[PairResults], None] = lambda results: None
 
     def run(self) -> None:
         """Train from `step` to `max_steps`; save and leave between two steps when `stop` asks for it.
@@ -117,16 +120,26 @@ class Loop:
         return metrics | self.weight_metric | {"lr": lr}
 
     def evaluate(self) -> None:
-        """Evaluate all held-out pairs, each exactly once, as one global batch: no mean of means. Log the result."""
-        if not self.data.held_out:
-            return
-        with self.speed.paused():
-            share = self.sharing.of(self.data.completed(self.data.held_out, self.loss.needs))
-            compared = self.reference.logps(HELD_OUT, share) if self.reference else None
-            output, logps = evaluated(self.plugin, self.loss, share, compared, self.weight)
-            self.eval_metrics = reduce_outputs(self.plugin.ranks, [output], share.counts) | self.weight_metric
-            self.trackers.log(self.step, "eval", self.eval_metrics)
-            self.note_pairs(gathered(self.step, self.plugin.ranks, share, output, logps))
+        """Evaluate all held-out pairs and log the result."""
+        if self.data.held_out:
+            with self.speed.paused():
+                self.eval_metrics, pairs = self._measured(HELD_OUT, self.data.held_out)
+                self.trackers.log(self.step, "eval", self.eval_metrics)
+                self.note_pairs(pairs)
+
+    def test(self) -> dict[str, float]:
+        """The same with the pairs of the test, for after training; none where there are none."""
+        if not self.data.test:
+            return {}
+        metrics, pairs = self._measured(TEST, self.data.test)
+        self.trackers.log(self.step, "test", metrics)
+        self.note_test_pairs(pairs)
+        return metrics
+
+    def _measured(self, split: str, pairs: Sequence[TokenizedPair]) -> tuple[dict[str, float], PairResults]:
+        share = self.sharing.of(self.data.completed(pairs, self.loss.needs))
+        metrics, results = measured(self.plugin, self.loss, share, self.reference, split, self.weight, self.step)
+        return metrics | self.weight_metric, results
 
     def save(self) -> None:
         """Write a checkpoint of this step."""

@@ -51,8 +51,8 @@ def gathered(step: int, ranks: Ranks, share: Share, output: LossOutput, logps: P
 class PairFiles:
     """Writes an evaluation's results pair by pair, pairs.parquet, which is always that of the latest one.
 
-
-    texts: all held-out pairs. every: whether each evaluation's are kept as well, as pairs/step-00000050.parquet.
+    texts: all held-out pairs. every: whether each evaluation's are kept as well, as pairs/step-00000050.parquet. names:
+    of the two files.
 
     Columns: `row` of the data; `prompt`, 16 hexadecimal digits that are the same where prompts are; the metrics by
     their names; `chosen_logp` and `chosen_tokens`, the sum of so many tokens' log-probabilities, and so on for each
@@ -60,8 +60,15 @@ class PairFiles:
     kept, `chosen` and `rejected` at most SHOWN characters.
     """
 
-    def __init__(self, folder: Path, texts: Sequence[PreferencePair], every: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        texts: Sequence[PreferencePair],
+        every: bool = False,
+        names: tuple[str, str] = (PAIRS, TEXTS),
+    ) -> None:
         self.folder, self.texts, self.every = folder, texts, every
+        self.pairs, self.shown = (folder / name for name in names)
 
     def write(self, results: PairResults) -> None:
         """Replace the file at once."""
@@ -76,9 +83,9 @@ class PairFiles:
             columns[f"{name}_logp"] = column(results.logps[name].tolist(), pyarrow.float64())
         columns |= {name: column(of.tolist(), pyarrow.float64()) for name, of in results.metrics.items()}
         table = pyarrow.table(columns).replace_schema_metadata({"step": str(results.step)})
-        if not (self.folder / TEXTS).exists():
+        if not self.shown.exists():
             self._write_texts()
-        paths = [self.folder / PAIRS]
+        paths = [self.pairs]
         if self.every:
             (self.folder / "pairs").mkdir(exist_ok=True)
             paths.append(self.folder / "pairs" / f"step-{results.step:08d}.parquet")
@@ -88,7 +95,7 @@ class PairFiles:
 
     def most_wrong(self, count: int) -> list[tuple[PreferencePair, float]]:
         """Of the latest evaluation's pairs with a negative margin the worst, with it."""
-        table = read_pairs(self.folder / PAIRS)
+        table = read_pairs(self.pairs)
         assert table is not None
         margins = sorted(zip(table.columns["rewards/margin"].tolist(), table.rows.tolist(), strict=True))[:count]
         texts = {pair.row: pair for pair in self.texts}
@@ -105,7 +112,7 @@ class PairFiles:
         kinds = {"row": pyarrow.int64()} | dict.fromkeys(("prompt", "chosen", "rejected"), pyarrow.string())
         columns = [list(of) for of in zip(*shown, strict=True)]
         table = pyarrow.table({name: column(of, kinds[name]) for name, of in zip(kinds, columns, strict=True)})
-        with written_beside(self.folder / TEXTS) as beside:
+        with written_beside(self.shown) as beside:
             parquet.write_table(table, beside, compression="zstd")
 
     @cached_property

@@ -29,7 +29,7 @@ from orpo_exp.types import PairLogps, Span, TokenizedPair, TokenLogps
 
 log = logging.getLogger(__name__)
 
-TRAIN, HELD_OUT = "train", "held_out"
+TRAIN, HELD_OUT, TEST = "train", "held_out", "test"
 PARTS = "reference_parts"  # in the run's folder
 PART = 512  # pairs of each replica that are scored and kept as one part
 Draws = Callable[
@@ -159,17 +159,21 @@ class Cached(Reference):
         Pairs are drawn some at a time, and what is kept of them is flat: memory stays that of a loss without reference.
         """
         size = PART * self.plugin.ranks.replicas
-        held_out = data.held_out
+
+        def some_of(pairs: Sequence[TokenizedPair]) -> Draws:
+            return lambda: (pairs[i : i + size] for i in range(0, len(pairs), size))
+
         draws: dict[str, Draws] = {
             TRAIN: lambda: (data.train(range(i, min(i + size, train_pairs))) for i in range(0, train_pairs, size)),
-            HELD_OUT: lambda: (held_out[i : i + size] for i in range(0, len(held_out), size)),
-        }
+            HELD_OUT: some_of(data.held_out),
+        } | ({TEST: some_of(data.test)} if data.test else {})
         path = Path(self.config.folder).expanduser() / f"{self._fingerprint(draws)}.safetensors"
         if self.plugin.ranks.everywhere(path.exists()):
             log.info("reference log-probabilities read from %s", path)
             tensors = safetensors.torch.load_file(path)
         else:
-            log.info("scoring %d pairs under the reference policy", train_pairs + len(held_out))
+            count = train_pairs + len(data.held_out) + len(data.test)
+            log.info("scoring %d pairs under the reference policy", count)
             parts = folder / PARTS / f"{path.stem}-by-{size}"
             tensors = {}
             for split, draw in draws.items():

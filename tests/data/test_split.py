@@ -56,13 +56,52 @@ def test_held_out_are_whole_prompts_in_the_order_of_their_characters_shuffled(tm
         assert [pair.row for pair in data.train] == [i for i in range(150) if i not in held]
 
 
+@pytest.mark.parametrize(("test_size", "wanted"), [(0.2, 30), (25, 25)])
+def test_the_test_is_drawn_after_the_held_out_pairs_which_stay_what_they_are(tmp_path, test_size, wanted):
+    rows = random_rows(150, 7)
+    config = JsonFiles.Config(path=written(tmp_path / "rows.jsonl", rows), eval_size=0.1, test_size=test_size)
+    data = JsonFiles(config).load(3)
+    held = held_out_by_hand(rows, 15, 3)
+    left = [i for i in range(150) if i not in held]
+    tested = [left[i] for i in held_out_by_hand([rows[i] for i in left], wanted, "3 test")]
+    assert [pair.row for pair in data.held_out] == held
+    assert [pair.row for pair in data.test] == tested
+    assert [pair.row for pair in data.train] == [i for i in left if i not in tested]
+    prompts = [{str(pair.prompt) for pair in of} for of in (data.train, data.held_out, data.test)]
+    assert not prompts[2] & (prompts[0] | prompts[1])
+
+
+def test_test_pairs_of_their_own_are_used_before_all_where_each_is_used_once(tmp_path):
+    train, evaluation, test = (
+        written(tmp_path / f"{name}.jsonl", [row(prompt) for prompt in prompts])
+        for name, prompts in {"train": "abcd", "eval": "cde", "test": "de"}.items()
+    )
+    config = JsonFiles.Config(path=train, eval_path=evaluation, test_path=test, deduplicate=True)
+    data = JsonFiles(config).load(0)
+    assert [[pair.prompt for pair in of] for of in (data.train, data.held_out, data.test)] == [
+        ["a", "b"], ["c"], ["d", "e"],
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="null beside test_path"):
+        JsonFiles.Config(path=train, test_path=test, test_size=0.1)
+    drawn = JsonFiles(JsonFiles.Config(path=train, eval_path=evaluation, test_size=2)).load(0)
+    assert len(drawn.train) == 2
+    assert {pair.prompt for pair in drawn.train} | {pair.prompt for pair in drawn.test} == set("abcd")
+
+
+def test_the_toy_tasks_of_the_test_are_others_and_change_nothing():
+    plain, tested = Toy(Toy.Config(eval_pairs=20)).load(5), Toy(Toy.Config(eval_pairs=20, test_pairs=10)).load(5)
+    assert tested.held_out == plain.held_out
+    assert plain.test == []
+    assert len({pair.prompt for pair in [*tested.held_out, *tested.test]}) == 30
+
+
 def test_another_seed_holds_out_others_and_nothing_to_train_on_is_refused():
     prompts = torch.arange(60) // 3
-    train, held = hold_out(prompts, 0.2, seed=0)
+    train, held = hold_out(prompts, "data.eval_size", 0.2, len(prompts), seed=0)
     assert (len(train), len(held)) == (48, 12)
-    assert not torch.equal(hold_out(prompts, 0.2, seed=1)[1], held)
+    assert not torch.equal(hold_out(prompts, "data.eval_size", 0.2, len(prompts), seed=1)[1], held)
     with pytest.raises(ConfigError, match=r"60 pairs with 20 prompts"):
-        hold_out(prompts, 60, seed=0)
+        hold_out(prompts, "data.eval_size", 60, len(prompts), seed=0)
 
 
 def test_the_first_of_equal_ones():

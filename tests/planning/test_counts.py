@@ -17,7 +17,7 @@ from orpo_exp.types import TokenizedPair
 
 def read_of(pairs: list[TokenizedPair], batch: int, steps: int) -> Read:
     data = TokenizedData(lambda places: [pairs[p] for p in places], len(pairs), pairs[:2], [], {}, 0, 99)
-    return Read(None, None, None, None, data, Order(len(pairs), batch, 3), steps)  # type: ignore[arg-type]
+    return Read(None, None, None, None, None, data, Order(len(pairs), batch, 3), steps)  # type: ignore[arg-type]
 
 
 def test_steps_are_counted_as_a_loop_over_the_order_counts_them():

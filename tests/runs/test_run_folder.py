@@ -15,7 +15,7 @@ METRICS = {
 }  # fmt: skip
 RESULT = {
     "status", "error", "config_hash", "overrides", "seed", "git", "versions", "hardware", "world_size", "steps",
-    "total_steps", "eval",
+    "total_steps", "eval", "test",
     "pairs_per_second", "tokens_per_second", "peak_memory_bytes", "wall_time_seconds", "requeues", "heartbeat", "host",
     "pid", "job_id", "settings", "metrics",
 }  # fmt: skip

@@ -17,6 +17,8 @@ from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, write_sweep
 
 NLL = Metric("negative log-likelihood", "nats per token", Direction.min)
 DECLARED = {"loss": LOSS, "nll_loss": NLL, **REWARDS, **LOGPS, **TRAINING}
+# accuracy by lambda and seed: means 0.5, 0.7, 0.6; differences of the best two 0.1, 0.1, 0.1 + noise
+ACCURACY = {"0": (0.49, 0.50, 0.51), "0.1": (0.69, 0.70, 0.71), "1.0": (0.57, 0.60, 0.63)}
 DEAD = 2**22 + 1  # above the largest process number that Linux gives
 
 
@@ -57,13 +59,14 @@ def make_pairs(
     rows: Sequence[int] | None = None,
     prompts: Sequence[str] | None = None,
     step: int = 100,
+    file: str = "pairs.parquet",
 ) -> None:
     """A run's pairs.parquet: rows 0, 1, 2, ... with a prompt each, unless others are given; prompts are any words."""
     rows = range(len(next(iter(columns.values())))) if rows is None else rows
     words = [f"prompt {row}" for row in rows] if prompts is None else prompts
     digests = [hashlib.sha256(word.encode()).hexdigest()[:16] for word in words]
     table = pyarrow.table({"row": list(rows), "prompt": digests, **{name: list(of) for name, of in columns.items()}})
-    parquet.write_table(table.replace_schema_metadata({"step": str(step)}), run / "pairs.parquet")
+    parquet.write_table(table.replace_schema_metadata({"step": str(step)}), run / file)
 
 
 def make_sweep(folder: Path, points: Sequence[Mapping[str, str]], job_ids: Sequence[str] | None = None) -> list[Path]:
@@ -74,3 +77,19 @@ def make_sweep(folder: Path, points: Sequence[Mapping[str, str]], job_ids: Seque
     folder.mkdir(parents=True, exist_ok=True)
     write_sweep(folder, Sweep("lambda_sweep", folder.name, list(points[0]), [], listed))
     return [folder / name for name in names]
+
+
+def lambda_sweep(folder: Path, accuracy: Mapping[str, Sequence[float | None]] = ACCURACY, **values: Any) -> Path:
+    """A sweep with an accuracy for each lambda and seed; None: a point that has not begun."""
+    points = [{"loss.lam": lam, "seed": str(seed)} for lam in accuracy for seed in range(len(accuracy[lam]))]
+    for place, point in zip(make_sweep(folder, points), points, strict=True):
+        value = accuracy[point["loss.lam"]][int(point["seed"])]
+        if value is not None:
+            metrics = {"rewards/accuracy": value, "nll_loss": 1 - value, "lam": float(point["loss.lam"])}
+            make_run(place, metrics, seed=int(point["seed"]), **values)
+    return folder
+
+
+def content(folder: Path) -> dict[str, Any]:
+    """What summary.json holds."""
+    return json.loads((folder / "summary.json").read_text())

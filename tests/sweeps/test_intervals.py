@@ -23,7 +23,7 @@ def held_out(tmp_path, name, values, metric="rewards/accuracy", **given):
     """A run's values pair by pair, read from its file."""
     (tmp_path / name).mkdir()
     make_pairs(tmp_path / name, {metric: values}, **given)
-    found = HeldOut.read(tmp_path / name, 100).values(metric, float(numpy.mean(values)))
+    found = HeldOut.read(tmp_path / name / "pairs.parquet", 100).values(metric, float(numpy.mean(values)))
     assert found is not None
     return found
 
@@ -148,7 +148,7 @@ def test_a_mean_over_tokens_varies_as_the_jackknife_says(tmp_path):
     columns = {"chosen_tokens": tokens, "chosen_logp": -losses, "rewards/margin": tokens * 0.5}
     (tmp_path / "run").mkdir()
     make_pairs(tmp_path / "run", columns)
-    of = HeldOut.read(tmp_path / "run", 100)
+    of = HeldOut.read(tmp_path / "run" / "pairs.parquet", 100)
     values = of.values("nll_loss", reported)
     assert values.values.mean() == pytest.approx(reported)
     left_out = (losses.sum() - losses) / (tokens.sum() - tokens)
@@ -156,7 +156,7 @@ def test_a_mean_over_tokens_varies_as_the_jackknife_says(tmp_path):
     assert variance_of_mean(values.values, numpy.arange(60)) == pytest.approx(jackknife, rel=0.03)
     assert of.values("loss", reported + 0.1) is None
     assert of.values("rewards/margin", 1.0) is None  # the file's are not what was reported
-    assert HeldOut.read(tmp_path / "run", 99) is None
+    assert HeldOut.read(tmp_path / "run" / "pairs.parquet", 99) is None
 
 
 def test_the_lower_end_is_for_all_rivals_and_the_other_way_round_where_low_is_good():

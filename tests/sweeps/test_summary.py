@@ -1,6 +1,5 @@
 import csv
 import fcntl
-import json
 import math
 import subprocess
 import sys
@@ -9,13 +8,11 @@ from contextlib import contextmanager
 
 import pytest
 import scipy.stats
-from sweeps.builder import DEAD, DECLARED, make_pairs, make_run, make_sweep
+from sweeps.builder import DEAD, DECLARED, content, lambda_sweep, make_run, make_sweep
 
 from orpo_exp.sweeps import summary
 from orpo_exp.sweeps.summary import main, point_ended, write_summary
 
-# accuracy by lambda and seed: means 0.5, 0.7, 0.6; differences of the best two 0.1, 0.1, 0.1 + noise
-ACCURACY = {"0": (0.49, 0.50, 0.51), "0.1": (0.69, 0.70, 0.71), "1.0": (0.57, 0.60, 0.63)}
 TRACEBACK = 'Traceback (most recent call last):\n  File "x.py", line 1\nRuntimeError: out of | memory\n'
 
 
@@ -25,22 +22,8 @@ def _no_pictures(monkeypatch):
     monkeypatch.setattr(summary, "draw_pictures", lambda *_: {})
 
 
-def lambda_sweep(folder, accuracy=ACCURACY, **values):
-    points = [{"loss.lam": lam, "seed": str(seed)} for lam in accuracy for seed in range(len(accuracy[lam]))]
-    for place, point in zip(make_sweep(folder, points), points, strict=True):
-        value = accuracy[point["loss.lam"]][int(point["seed"])]
-        if value is not None:
-            metrics = {"rewards/accuracy": value, "nll_loss": 1 - value, "lam": float(point["loss.lam"])}
-            make_run(place, metrics, seed=int(point["seed"]), **values)
-    return folder
-
-
 def rows(folder):
     return list(csv.DictReader((folder / "summary.csv").open()))
-
-
-def content(folder):
-    return json.loads((folder / "summary.json").read_text())
 
 
 def test_seeds_are_grouped_and_the_best_is_compared_with_the_runner_up(tmp_path):
@@ -100,37 +83,6 @@ def test_one_seed_says_that_it_says_little(tmp_path):
     assert "loss.lam=1 with 0.6000 (one seed, so no interval)" in answer.text
     assert "nothing tells whether that is chance: one of the two has a single seed" in answer.text
     assert content(folder)["settings"][0]["metrics"]["rewards/accuracy"]["low"] is None
-
-
-def test_the_pairs_of_one_seed_give_it_an_interval_that_speaks_for_it(tmp_path):
-    folder = lambda_sweep(tmp_path / "sweep", {"0": (0.5,), "1": (0.75,)}, declared=DECLARED)
-    right = {"0": [1, 1, 0, 0] * 10, "1": [1, 1, 1, 0] * 10}
-    for lam, outcomes in right.items():
-        make_pairs(folder / f"loss.lam={lam},seed=0", {"rewards/accuracy": outcomes})
-    answer = write_summary(folder)
-    lead = content(folder)["lead"][0]
-    # 10 pairs for it, none against; one of each kind added (Bonett and Price)
-    mean, n = 10 / 42, 42
-    half = scipy.stats.t.ppf(0.975, 39) * math.sqrt((12 / n - mean**2) / (n - 1))
-    assert (lead["low"], lead["high"]) == pytest.approx((0.25 - half, 0.25 + half))
-    assert lead["told_apart"]
-    assert "(t, one seed and 40 pairs)" in answer.text
-    assert "told apart, for these very runs on other pairs than these 40; of other seeds it says nothing" in answer.text
-    assert content(folder)["settings"][0]["metrics"]["rewards/accuracy"]["pairs"] == 40
-
-
-def test_what_a_lead_lacks_is_told(tmp_path):
-    folder = lambda_sweep(tmp_path / "sweep", {"0": (0.55, 0.55), "1": (0.6, 0.6)}, declared=DECLARED)
-    right = {"0": ([1] * 22 + [0] * 18, [1] * 22 + [0] * 18), "1": ([0] * 16 + [1] * 24, [1, 0, 0, 1, 1] * 8)}
-    for lam, seeds in right.items():
-        for seed, outcomes in enumerate(seeds):
-            make_pairs(folder / f"loss.lam={lam},seed={seed}", {"rewards/accuracy": outcomes})
-    text = write_summary(folder).text
-    assert (
-        "(paired t, 2 seeds and 40 pairs). That includes 0: they are not told apart, for other seeds and other" in text
-    )
-    assert "Were the lead to stay what it is, about" in text
-    assert " held-out pairs would tell them apart." in text
 
 
 def test_another_metric_decides_where_it_is_asked_for(tmp_path, capsys):

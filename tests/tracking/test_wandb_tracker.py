@@ -72,7 +72,7 @@ def test_every_number_arrives_over_our_own_step(run_folder):
         {"step": 3, "eval/loss": 1.25},
     ]
     metrics = {r.metric.glob_name: r.metric.step_metric for r in records(run_folder) if r.HasField("metric")}
-    assert metrics == {"train/*": "step", "eval/*": "step"}
+    assert metrics == {"train/*": "step", "eval/*": "step", "test/*": "step"}
 
 
 def test_the_same_folder_is_the_same_run_with_its_configuration(run_folder):
