@@ -118,6 +118,7 @@ def run(order: RunOrder, place: Place | None = None) -> RunResult:
                 folder.end(result.status, result.error)
             except OSError as failure:  # which must not hide how the run ended
                 log.error("result.json could not be written: %s", failure)
+            draw_page(order.folder)
             trackers.finish(folder.result)
         if main and result.code not in (COMPLETED, REFUSED):
             log.warning("To go on with this run: %s", order.resume_command)
@@ -248,6 +249,16 @@ def report(
     for part, dropout in {"model": config.model.dropout, "adapter": adapter.dropout}.items():
         if dropout > 0:
             log.warning("%s.dropout is above 0: the loss now depends on how the work is split", part)
+
+
+def draw_page(folder: Path) -> None:
+    """Write report.html; a page that cannot be written ends no run."""
+    from orpo_exp.pages import write_run_page
+
+    try:
+        write_run_page(folder)
+    except Exception as error:
+        log.warning("report.html could not be written: %s: %s", type(error).__name__, error)
 
 
 def draw_plots(folder: Path) -> None:

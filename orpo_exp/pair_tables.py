@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 PAIRS = "pairs.parquet"
 TEXTS = "held_out.parquet"
+SAMPLES = "samples.json"
 TEST_PAIRS, TEST_TEXTS = "test_pairs.parquet", "test.parquet"
 
 

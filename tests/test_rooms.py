@@ -13,7 +13,7 @@ FLOORS = (
     ("training",),
     ("config",),
     ("runs",),
-    ("preparing", "export", "colossalchat"),
+    ("preparing", "export", "colossalchat", "pages"),
     ("experiment",),
     ("sweeps",),
     ("launchers",),

@@ -21,10 +21,11 @@ NEAR = 1e-6  # relative: two ways to add the same numbers up
 class HeldOut:
     """A run's final evaluation, in the order of the prompts.
 
-    keys: (n,) uint64, what a pair is known by in other runs: its row and its prompt. starts: (prompts,), where each
-    prompt begins. columns: by name (n,) numbers, see PairFiles.
+    rows: (n,) of the data. keys: (n,) uint64, what a pair is known by in other runs: its row and its prompt. prompts:
+    (n,) uint64, the same where these are. columns: by name (n,) numbers, see PairFiles.
     """
 
+    rows: "NDArray[Any]"
     keys: "NDArray[Any]"
     prompts: "NDArray[Any]"
     columns: "dict[str, NDArray[Any]]"
@@ -40,7 +41,9 @@ class HeldOut:
         prompts = numpy.array([int(of, 16) for of in table.prompts], dtype=numpy.uint64)
         keys = prompts ^ (table.rows.astype(numpy.uint64) * numpy.uint64(MIXING))
         order = prompts.argsort(kind="stable")
-        return HeldOut(keys[order], prompts[order], {name: of[order] for name, of in table.columns.items()})
+        return HeldOut(
+            table.rows[order], keys[order], prompts[order], {name: of[order] for name, of in table.columns.items()}
+        )
 
     def values(self, metric: str, reported: float) -> "Values | None":
         """Of each pair; None for what is not the mean of pairs' values, nor of their tokens'."""

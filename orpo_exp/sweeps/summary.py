@@ -108,6 +108,7 @@ def summarise(folders: Sequence[Path], output: Path, metric: str | None, directi
         command += ["--output", shown(output)]
     pictures = draw_pictures(results, answer, output)
     write_atomically(output / "summary.md", page(results, answer, pictures, output, shlex.join(command)))
+    draw_page(results, answer, output)
     write_atomically(output / "summary.csv", as_csv(results, output))
     write_atomically(output / "summary.json", as_json(results, answer, output))
     return answer
@@ -131,6 +132,16 @@ def draw_pictures(results: Results, answer: Headline, output: Path) -> dict[Path
     except Exception as error:
         log.warning("the sweep's plots could not be drawn: %s: %s", type(error).__name__, error, exc_info=True)
         return {}
+
+
+def draw_page(results: Results, answer: Headline, output: Path) -> None:
+    """Write report.html; a page that cannot be written costs no table."""
+    from orpo_exp.sweeps.report_page import write_sweep_page
+
+    try:
+        write_sweep_page(results, answer, output)
+    except Exception as error:
+        log.warning("report.html could not be written: %s: %s", type(error).__name__, error, exc_info=True)
 
 
 def shown(path: Path) -> str:

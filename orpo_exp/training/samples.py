@@ -1,10 +1,12 @@
 """A few held-out prompts answered before and after training, as a page to read."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orpo_exp.data.tokenize import TokenizedData
+from orpo_exp.pair_tables import SAMPLES
 from orpo_exp.plugins import Plugin, Which
 from orpo_exp.training.settings import TrainConfig
 from orpo_exp.types import PreferencePair
@@ -28,8 +30,8 @@ def write_samples(
     answers: dict[str, list[str]],
     most_wrong: Sequence[tuple[PreferencePair, float]],
 ) -> None:
-    """Write samples.md. answers: when ("before training", ...) -> one answer per pair. most_wrong: held-out pairs whose
-    rejected answer has the higher reward, with the margin."""
+    """Write samples.md, and of the prompts samples.json. answers: when ("before training", ...) -> one answer per pair.
+    most_wrong: held-out pairs whose rejected answer has the higher reward, with the margin."""
     lines = ["# Held-out prompts, answered greedily", ""]
     for number, pair in enumerate(pairs):
         lines += [f"## {number + 1}", "", "prompt", *_fenced(prompt_text(pair))]
@@ -42,6 +44,16 @@ def write_samples(
         lines += [f"## Row {pair.row}, margin {margin:.4g}", "", "prompt", *_fenced(prompt_text(pair))]
         lines += ["chosen in the data", *_fenced(pair.chosen), "rejected in the data", *_fenced(pair.rejected)]
     path.write_text("\n".join(lines), encoding="utf-8")
+    content = [
+        {
+            "prompt": prompt_text(pair),
+            "answers": {when: texts[number] for when, texts in answers.items()},
+            "chosen": pair.chosen,
+            "rejected": pair.rejected,
+        }
+        for number, pair in enumerate(pairs)
+    ]
+    path.with_name(SAMPLES).write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def prompt_text(pair: PreferencePair) -> str:
