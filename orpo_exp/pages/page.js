@@ -200,7 +200,7 @@ const blocks = {
     let metric = block.metrics[0];
     const groups = [...new Set(block.series.map((series) => series.group))];
     const seeds = [...new Set(block.series.map((series) => series.seed))].filter((seed) => seed !== "");
-    const off = new Set(groups.slice(8)), seedsOff = new Set();
+    const off = new Set(groups.filter((group) => !block.on.includes(group))), seedsOff = new Set();
     const figure = el("figure");
     const colour = (group) => WORDS[groups.indexOf(group) % WORDS.length];
     const dash = (group) => ["", "6 3", "2 3", "8 3 2 3"][Math.floor(groups.indexOf(group) / WORDS.length) % 4] || null;

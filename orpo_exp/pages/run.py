@@ -73,7 +73,11 @@ def curves(folder: Path) -> list[Block]:
             names |= dict.fromkeys(values)
     first = [name for name in ("rewards/accuracy", "loss") if name in names]
     metrics = list(dict.fromkeys([*first, *names]))
-    return [{"kind": "curves", "title": "Curves", "metrics": metrics, "series": series}] if series else []
+    return (
+        [{"kind": "curves", "title": "Curves", "metrics": metrics, "series": series, "on": ["held out", "training"]}]
+        if series
+        else []
+    )
 
 
 def samples(folder: Path) -> list[Block]:

@@ -54,10 +54,9 @@ def sentences(metric: str, direction: Direction, ranking: Sequence[Group], behin
         return f"There is one setting, {ranking[0].name}: {metric} is {in_words(best)}."
     level = [group for group, mean in zip(ranking, found, strict=True) if mean.mean == best.mean]
     if len(level) > 1:
-        said = [
-            f"{len(level)} settings share the best {metric} ({better} is better), {number(best.mean)} on average:"
-            f" {'; '.join(group.name for group in level)}. None of them is ahead."
-        ]
+        named = f": {'; '.join(group.name for group in level)}" if len(level) <= MOST_NAMES else ""
+        shared = f"{len(level)} settings share the best {metric} ({better} is better), {number(best.mean)} on average"
+        said = [f"{shared}{named}. None of them is ahead."]
     else:
         said = [
             f"Best by {metric} ({better} is better): {ranking[0].name} with {in_words(best)}.",

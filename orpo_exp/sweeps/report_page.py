@@ -85,9 +85,10 @@ def curves(results: Results, answer: Headline) -> list[Block]:
                     values[name] = thinned(of, most)
             if values:
                 series.append({"group": group.name, "seed": point.seed, "values": values})
-    note = "Means over the seeds that are shown; thin lines are single seeds. Of many settings the first eight are on."
+    note = "Means over the seeds that are shown; thin lines are single seeds. Of many settings the eight best are on."
     shown = [name for name in metrics if any(name in of["values"] for of in series)]
     block = {"kind": "curves", "title": "Learning curves", "note": note, "metrics": shown, "series": series}
+    block["on"] = [group.name for group in answer.ranking[:8]] or [group.name for group in results.groups[:8]]
     return [block] if series else []
 
 

@@ -58,7 +58,7 @@ def test_seeds_are_grouped_and_the_best_is_compared_with_the_runner_up(tmp_path)
     assert "9 of 9 points are completed" in page
     assert not (folder / "summary.md.tmp").exists()
     assert {f.name for f in folder.iterdir() if f.is_file()} == {
-        "sweep.json", "summary.md", "summary.csv", "summary.json", ".summary.lock",
+        "sweep.json", "summary.md", "summary.csv", "summary.json", "report.html", ".summary.lock",
     }  # fmt: skip
 
 
