@@ -28,7 +28,8 @@ def write_run_page(folder: Path) -> None:
         *most_wrong(folder),
         configuration(folder, result),
     ]
-    written_page(folder / REPORT, folder.name, ended(result), blocks)
+    name = f"{folder.resolve().parent.name}, {folder.resolve().name}"
+    written_page(folder / REPORT, name, ended(result), blocks)
 
 
 def ended(result: Mapping[str, Any]) -> str:
@@ -115,11 +116,16 @@ def most_wrong(folder: Path) -> list[Block]:
     items = []
     for margin, row in worst:
         prompt, chosen, rejected = texts.get(row, ("", "", ""))
-        name = f"row {row}: margin {number(float(margin))}"
+        name = f"row {row}, margin {number(float(margin))}: {opening(prompt)}"
         items.append({"name": name, "texts": [["prompt", prompt], *in_the_data(chosen, rejected)]})
     wrong = int((margins <= 0).sum())
     note = f"{wrong} of {len(margins)} held-out pairs have no higher reward for the chosen answer; the worst of them."
     return [{"kind": "pairs", "title": "What it gets most wrong", "note": note, "items": items}] if items else []
+
+
+def opening(text: str) -> str:
+    """How a text begins, in a line."""
+    return " ".join(text.split())[:70]
 
 
 def configuration(folder: Path, result: Mapping[str, Any]) -> Block:

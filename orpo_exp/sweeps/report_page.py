@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_exp.pages.document import REPORT, Block, cell, cut, rounded, thinned, written_page
-from orpo_exp.pages.run import in_the_data, read_samples
+from orpo_exp.pages.run import in_the_data, opening, read_samples
 from orpo_exp.pair_tables import TEXTS, read_texts
 from orpo_exp.runs.states import State, how_many, read_result
 from orpo_exp.sweeps.conditions import as_number
@@ -180,8 +180,7 @@ def disagreements(results: Results, answer: Headline) -> list[Block]:
             f"{name}: {sum(of > 0 for of in seeds)} of {len(seeds)} right, margin {number(sum(seeds) / len(seeds))}"
             for name, seeds in said
         ]
-        first = " ".join(prompt.split())[:70]
-        items.append({"name": f"row {row}: {first}", "texts": [
+        items.append({"name": f"row {row}: {opening(prompt)}", "texts": [
             ["settings", "\n".join(lines)], ["prompt", prompt], *in_the_data(chosen, rejected)]})  # fmt: skip
     note = "A pair is right where the chosen answer has the higher reward."
     title = "Where settings disagree most"

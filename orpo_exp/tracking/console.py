@@ -26,6 +26,7 @@ from orpo_exp.tracking.jsonl import FILE, read_metrics
 from orpo_exp.tracking.logs import CONSOLE, CONTROL, PAGES
 
 CONTENTS = {
+    "report.html": "how it went, as a page for a browser",
     "config.yaml": "the resolved configuration",
     "result.json": "how it ended: status, final metrics, speed, versions",
     "metrics.jsonl": "every logged number, one JSON object a line",
