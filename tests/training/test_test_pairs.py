@@ -18,11 +18,7 @@ SHORT = [
 ]  # fmt: skip
 
 
-@pytest.fixture
-def rows(tmp_path):
-    rows = uneven_rows(24)
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
+ROWS = uneven_rows(24)  # what pairs_file holds
 
 
 def mean_logps(folder, row):
@@ -42,7 +38,7 @@ def mean_logps(folder, row):
     return means
 
 
-def test_they_are_scored_once_with_the_final_weights(run, rows):
+def test_they_are_scored_once_with_the_final_weights(run, pairs_file):
     folder = run(*SHORT)
     result = json.loads((folder / "result.json").read_text())
     tested = read_metrics(folder / "metrics.jsonl", "test")
@@ -52,19 +48,19 @@ def test_they_are_scored_once_with_the_final_weights(run, rows):
     pairs = parquet.read_table(folder / "test_pairs.parquet").to_pydict()
     held_out = parquet.read_table(folder / "pairs.parquet").to_pydict()["row"]
     assert len(pairs["row"]) == 5
-    assert not {rows[row]["prompt"] for row in pairs["row"]} & {rows[row]["prompt"] for row in held_out}
+    assert not {ROWS[row]["prompt"] for row in pairs["row"]} & {ROWS[row]["prompt"] for row in held_out}
     assert parquet.read_table(folder / "test.parquet")["prompt"].to_pylist() == [
-        rows[row]["prompt"] for row in pairs["row"]
+        ROWS[row]["prompt"] for row in pairs["row"]
     ]
-    means = [mean_logps(folder, rows[row]) for row in pairs["row"]]
+    means = [mean_logps(folder, ROWS[row]) for row in pairs["row"]]
     for place, (chosen, rejected) in enumerate(means):
         assert pairs["logps/chosen"][place] == pytest.approx(chosen, rel=1e-5)
         assert pairs["rewards/accuracy"][place] == (chosen > rejected)
     assert result["test"]["logps/chosen"] == pytest.approx(sum(of for of, _ in means) / 5, rel=1e-5)
 
 
-def test_they_change_nothing_and_a_run_that_goes_on_after_its_last_step_is_tested(run, rows, monkeypatch):
-    for name, part in {"rest": rows[:16], "eval": rows[16:20], "test": rows[20:]}.items():
+def test_they_change_nothing_and_a_run_that_goes_on_after_its_last_step_is_tested(run, pairs_file, monkeypatch):
+    for name, part in {"rest": ROWS[:16], "eval": ROWS[16:20], "test": ROWS[20:]}.items():
         Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     named = [word for word in SHORT if "test_size" not in word]
     named += ["data.path=rest.jsonl", "data.eval_path=eval.jsonl"]
@@ -84,7 +80,7 @@ def test_they_change_nothing_and_a_run_that_goes_on_after_its_last_step_is_teste
     assert not (plain / "test_pairs.parquet").exists()
 
 
-def test_a_cached_reference_knows_them(run, rows):
+def test_a_cached_reference_knows_them(run, pairs_file):
     frozen = run(*SHORT, "loss=dpo", folder="frozen")
     cached = run(*SHORT, "loss=dpo", "reference=cached", "reference.folder=scored", folder="cached")
     first, second = (json.loads((of / "result.json").read_text())["test"] for of in (frozen, cached))
