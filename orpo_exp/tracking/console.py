@@ -105,9 +105,7 @@ class ConsoleTracker(Tracker):
             columns = {f"step {first['step']}" if first["step"] else "before training": first}
             if last is not first:
                 columns[f"step {last['step']}" if last["step"] < total else "after training"] = last
-            if self._test:
-                columns["test pairs"] = self._test
-            page += ["", evaluation_table(columns)]
+            page += ["", evaluation_table(columns, {"test pairs": self._test} if self._test else {})]
         folder = self._run.folder.resolve()
         where = Text.assemble(("everything lies in ", "bold"), str(folder), no_wrap=True, overflow="ignore")
         page += ["", where, contents_table(folder)]
@@ -166,16 +164,20 @@ def typed(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, default=str)
 
 
-def evaluation_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
-    """The metrics of the first and the last evaluation, and what changed between them."""
-    records, titles = list(columns.values()), [*columns, *(["change"] if len(columns) > 1 else [])]
+def evaluation_table(
+    columns: Mapping[str, Mapping[str, Any]], beside: Mapping[str, Mapping[str, Any]] | None = None
+) -> Table:
+    """The metrics of the first and the last evaluation, what changed between them, and those of others beside."""
+    records, others = list(columns.values()), beside or {}
+    titles = [*columns, *(["change"] if len(columns) > 1 else []), *others]
     right = [Column(title, justify="right") for title in titles]
     table = Table("held-out pairs", *right, box=None, pad_edge=False, header_style="bold")
     for name in records[-1]:
         if name not in ("step", "split", "time"):
             values = [record.get(name, math.nan) for record in records]
             change = [f"{values[-1] - values[0]:+.4f}"] if len(values) > 1 else []
-            table.add_row(name, *map(number, values), *change)
+            tested = [number(record.get(name, math.nan)) for record in others.values()]
+            table.add_row(name, *map(number, values), *change, *tested)
     return table
 
 

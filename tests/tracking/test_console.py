@@ -109,6 +109,16 @@ def test_an_evaluation_stands_beside_the_first_one(tmp_path, screen):
     assert "only/some" in said
 
 
+def test_the_test_stands_beside_what_changed(tmp_path, screen):
+    tracker = ConsoleTracker(ConsoleTracker.Config())
+    tracker.start(RunInfo(tmp_path, "x", {}, 2))
+    for step, split, loss in ((0, "eval", 4.0), (2, "eval", 3.0), (2, "test", 3.5)):
+        tracker.log(step, split, {"loss": loss})
+    tracker.finish({"status": "completed", "steps": 2})
+    head = "held-out pairs +before training +after training +change +test pairs"
+    assert re.search(rf"{head}\nloss +4\.0000 +3\.0000 +-1\.0000 +3\.5000", screen.getvalue())
+
+
 def test_a_resumed_run_compares_with_the_first_evaluation_of_all(tmp_path, screen):
     simulate(tmp_path, steps=20, status="interrupted")
     assert re.search(r"before training +step 20", screen.getvalue())
