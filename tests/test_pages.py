@@ -156,3 +156,30 @@ def test_folders_of_before_have_a_page_as_well_and_large_ones_a_small_one(tmp_pa
     empty.mkdir()
     write_run_page(empty)
     assert read(empty / "report.html")["blocks"][0]["paragraphs"] == ["unknown: None of None steps in 0:00."]
+
+
+def test_a_swept_key_with_a_metrics_name_keeps_its_column(tmp_path):
+    folder = tmp_path / "sweep"
+    points = [{"loss": loss, "seed": "0"} for loss in ("orpo", "dpo")]
+    for i, place in enumerate(make_sweep(folder, points)):
+        make_run(place, {"rewards/accuracy": 0.5 + i / 10, "loss": 1.0}, declared=DECLARED)
+    write_summary(folder)
+    heads = block(read(folder / "report.html"), "Settings")["columns"]
+    of_loss = [(head["numeric"], head["further"]) for head in heads if head["name"] == "loss"]
+    assert of_loss == [(False, False), (True, True)]  # the key, and the metric behind its switch
+
+
+def test_long_errors_and_answers_leave_a_page_small(tmp_path):
+    points = [{"loss.lam": str(i), "seed": "0"} for i in range(40)]
+    for i, place in enumerate(make_sweep(tmp_path / "sweep", points)):
+        failed = {"status": "failed", "error": "Traceback\nRuntimeError: " + "0.125, " * 20_000} if i % 2 else {}
+        make_run(place, {"rewards/accuracy": 0.5}, **failed)
+        answers = {"before training": "", "after training": "回答" * 5_000}
+        sample = {"prompt": "提示", "answers": answers, "chosen": "一", "rejected": "二"}
+        (place / "samples.json").write_text(json.dumps([sample]))
+    write_summary(tmp_path / "sweep")
+    page = tmp_path / "sweep" / "report.html"
+    errors = block(read(page), "What went wrong")["items"]
+    assert [name[:36] for name, _ in errors][:1] == ["loss.lam=1, seed=0: RuntimeError: 0."]
+    assert all(len(name) < 400 and len(text) < 400 for name, text in errors)
+    assert page.stat().st_size < 300_000

@@ -18,6 +18,7 @@ from orpo_exp.files import write_atomically
 REPORT = "report.html"
 Block = dict[str, Any]  # `kind`: see page.js; `title`, `note`: text; and what this kind needs
 HERE = Path(__file__).parent
+LAST_LINES, LONGEST_LINE = 15, 200  # of an error; characters
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -72,3 +73,8 @@ def cell(text: str, value: float | None = None) -> list[Any]:
 def cut(text: str, most: int = 2000) -> str:
     """The text, of a long one its beginning."""
     return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def last_lines(text: str) -> str:
+    """How an error or a log ends; one line may hold a whole tensor."""
+    return "\n".join(cut(line, LONGEST_LINE) for line in text.strip().splitlines()[-LAST_LINES:])

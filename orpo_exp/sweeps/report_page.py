@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from orpo_exp.pages.document import REPORT, Block, cell, cut, rounded, thinned, written_page
+from orpo_exp.pages.document import REPORT, Block, cell, cut, last_lines, rounded, thinned, written_page
 from orpo_exp.pages.run import in_the_data, opening, read_samples
 from orpo_exp.pair_tables import TEXTS, read_texts
 from orpo_exp.runs.states import State, how_many, read_result
@@ -22,8 +22,8 @@ from orpo_exp.tracking.jsonl import FILE, read_metrics
 NUMBERS = 120_000  # of all curves together: what keeps the page small
 MOST_POINTS, FEWEST_POINTS = 200, 12  # of one curve
 PROMPTS, SETTINGS = 8, 24  # that samples are shown of
+ANSWER = 800  # characters: so many answers are no small part of a page
 DISAGREE = 20  # pairs
-LAST_LINES = 15  # of a failure
 
 
 def write_sweep_page(results: Results, answer: Headline, folder: Path) -> None:
@@ -111,9 +111,12 @@ def table(results: Results, answer: Headline) -> Block:
             of_mean(tested),
         ]
         rows.append({"cells": cells, "best": best})
-    names = [*results.keys, "seeds", *metrics, "lead", f"test {answer.metric}"]
-    further = {*metrics[len(main) :], *([] if any(p.test for p in results.counted) else names[-1:])}
-    heads = [{"name": name, "numeric": name not in results.keys, "further": name in further} for name in names]
+    heads = [{"name": key, "numeric": False, "further": False} for key in results.keys]  # may have a metric's name
+    heads.append({"name": "seeds", "numeric": True, "further": False})
+    heads += [{"name": name, "numeric": True, "further": name not in main} for name in metrics]
+    heads.append({"name": "lead", "numeric": True, "further": False})
+    untested = not any(point.test for point in results.counted)
+    heads.append({"name": f"test {answer.metric}", "numeric": True, "further": untested})
     title = "Settings"
     return {"kind": "table", "title": title, "note": plain(explanation(answer.metric)), "columns": heads, "rows": rows}
 
@@ -138,7 +141,7 @@ def samples(results: Results, answer: Headline) -> list[Block]:
             item = items.setdefault(of["prompt"], {"prompt": cut(of["prompt"]), "texts": [], "given": of})
             answers = list(of["answers"].values())
             if answers:
-                item["texts"].append([group.name, cut(answers[-1])])
+                item["texts"].append([group.name, cut(answers[-1], ANSWER)])
     shown = sorted(items.values(), key=lambda item: -len(item["texts"]))[:PROMPTS]
     for item in shown:
         of = item.pop("given")
@@ -193,8 +196,7 @@ def failures(results: Results, folder: Path) -> list[Block]:
     for point in results.points:
         error = (read_result(point.folder) or {}).get("error") if point.state is not State.completed else None
         if error:
-            lines = str(error).strip().splitlines()[-LAST_LINES:]
-            items.append([f"{label(point, results)}: {point.reason}", "\n".join(lines)])
+            items.append([f"{label(point, results)}: {cut(point.reason or '', 300)}", last_lines(str(error))])
     return [{"kind": "code", "title": "What went wrong", "items": items}] if items else []
 
 
