@@ -1,5 +1,6 @@
 """Means over seeds with their 95% intervals, and how far the best setting is ahead of the others."""
 
+import bisect
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -87,11 +88,15 @@ class Difference:
         if self.low is None or self.n < 2 or self.mean == 0:
             return None
         from_pairs = critical(self.settings, self.clusters - 1) ** 2 * self.from_pairs if self.pairs else 0.0
-        for seeds in range(2, MOST_SEEDS + 1):
+
+        def enough(seeds: int) -> bool:
             from_seeds = critical(self.settings, seeds - 1) ** 2 * self.from_seeds * self.n / seeds
-            if from_seeds + from_pairs < self.mean**2:
-                return seeds
-        return None
+            return from_seeds + from_pairs < self.mean**2
+
+        # halved again and again: a quantile of the studentized range takes a good part of a second
+        counts = range(2, MOST_SEEDS + 1)
+        place = bisect.bisect_left(counts, True, key=enough)
+        return counts[place] if place < len(counts) else None
 
     def pairs_needed(self) -> int | None:
         """About how many held-out pairs would, with as many seeds; None: no number, or not known."""
@@ -122,9 +127,9 @@ def estimate(sample: Sample) -> Estimate:
     return Estimate(n, mean, deviation, *ends, "Student's t, " + counted(n, pairs), pairs)
 
 
-def leads(best: Sample, others: Sequence[Sample], sign: float) -> list[Difference]:
+def leads(best: Sample, others: Sequence[Sample], sign: float, level: float = LEVEL) -> list[Difference]:
     """How far the best of several settings is above each of the others; sign: 1, or -1 where low is good, of which then
-    the end near 0 is the upper one."""
+    the end near 0 is the upper one. level: of the intervals."""
     import numpy
 
     settings = [best, *others]
@@ -133,15 +138,17 @@ def leads(best: Sample, others: Sequence[Sample], sign: float) -> list[Differenc
     if len(others) > 1 and len(shared) > 1:
         table = numpy.array([[sample.values[seed] for seed in shared] for sample in settings])
         common = 2 * residual(table)
-    return [lead(best, other, sign, len(settings), common) for other in others]
+    return [lead(best, other, sign, len(settings), common, level) for other in others]
 
 
-def lead(best: Sample, other: Sample, sign: float, settings: int, common: float | None) -> Difference:
+def lead(
+    best: Sample, other: Sample, sign: float, settings: int, common: float | None, level: float = LEVEL
+) -> Difference:
     """One of them. common: variance of one seed's difference, as all settings together say it."""
     seeds = sorted(best.values.keys() & other.values.keys())
     most, least = max(len(best.values), len(other.values)), min(len(best.values), len(other.values))
     if len(seeds) < 2 and least > 1:
-        return by_welch(best, other, sign, settings)
+        return by_welch(best, other, sign, settings, level)
     if len(seeds) < 2 and most > 1:
         mean = statistics.fmean(best.values.values()) - statistics.fmean(other.values.values())
         return Difference(mean, 1, settings=settings)
@@ -151,9 +158,11 @@ def lead(best: Sample, other: Sample, sign: float, settings: int, common: float 
     plain = Difference(math.fsum(found) / len(found), len(found), common=bool(seeds), settings=settings)
     part, pairs = paired(best, other, runs)
     if len(found) == 1:
-        return with_ends(plain, half_widths(None, 1, part, settings), sign, part, pairs, 0.0, "t") if part else plain
+        if part is None:
+            return plain
+        return with_ends(plain, half_widths(None, 1, part, settings, level=level), sign, part, pairs, 0.0, "t")
     variance = statistics.variance(found)
-    widths = half_widths(variance, len(found), part, settings, common=common)
+    widths = half_widths(variance, len(found), part, settings, common=common, level=level)
     return with_ends(plain, widths, sign, part, pairs, variance / len(found), "paired t")
 
 
@@ -174,7 +183,7 @@ def paired(best: Sample, other: Sample, runs: Sequence[tuple[str, str]]) -> tupl
     return apart(ours, theirs, (1, 1)), min(pairs_of(best.pairs), pairs_of(other.pairs))
 
 
-def by_welch(best: Sample, other: Sample, sign: float, settings: int) -> Difference:
+def by_welch(best: Sample, other: Sample, sign: float, settings: int, level: float) -> Difference:
     """Over seeds that differ, with the degrees of freedom of Welch and Satterthwaite."""
     sides = [list(sample.values.values()) for sample in (best, other)]
     fewest = min(map(len, sides))
@@ -186,7 +195,8 @@ def by_welch(best: Sample, other: Sample, sign: float, settings: int) -> Differe
     ours, theirs = best.pair_part(best.width), other.pair_part(other.width)
     part = apart(ours, theirs, (len(sides[0]), len(sides[1]))) if ours and theirs else None
     pairs = min(pairs_of(best.pairs), pairs_of(other.pairs)) if part else 0
-    return with_ends(plain, half_widths(sum(each), 1, part, settings, freedom), sign, part, pairs, sum(each), "Welch t")
+    widths = half_widths(sum(each), 1, part, settings, freedom, level=level)
+    return with_ends(plain, widths, sign, part, pairs, sum(each), "Welch t")
 
 
 def with_ends(

@@ -6,8 +6,9 @@ import numpy
 import pytest
 import scipy.stats
 
+from orpo_exp.sweeps import statistics
 from orpo_exp.sweeps.intervals import t_quantile
-from orpo_exp.sweeps.statistics import Sample, leads
+from orpo_exp.sweeps.statistics import Difference, Sample, leads
 from orpo_exp.sweeps.statistics import estimate as of_sample
 
 
@@ -127,3 +128,14 @@ def test_other_seeds_are_compared_by_welch():
 def test_one_seed_tells_nothing_apart():
     found = difference({"0": 1.0}, {"0": 0.0, "1": 0.1})
     assert (found.mean, found.low, found.clear) == (0.95, None, False)
+
+
+def test_how_many_seeds_are_needed_takes_few_quantiles(monkeypatch):
+    """A quantile of the studentized range takes a good part of a second; a lead that no seeds tell apart took 999."""
+    asked = []
+    monkeypatch.setattr(statistics, "critical", lambda settings, freedom: asked.append(freedom) or 3.0 + 1 / freedom)
+    tiny = Difference(0.001, 2, -1.0, 1.0, common=True, settings=3, from_seeds=0.1)
+    assert tiny.seeds_needed() is None
+    some = Difference(0.1, 2, -1.0, 1.0, common=True, settings=3, from_seeds=0.01)
+    assert some.seeds_needed() == next(k for k in range(2, 1000) if (3 + 1 / (k - 1)) ** 2 * 0.02 / k < 0.01)
+    assert len(asked) < 30
