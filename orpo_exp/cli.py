@@ -26,6 +26,7 @@ from orpo_exp.runs.states import how_many
 from orpo_exp.schema import ConfigError, Refused
 from orpo_exp.sweeps.points import Combination, Plan, combinations, plan, sweep_name
 from orpo_exp.sweeps.progress import GOING_ON, states
+from orpo_exp.sweeps.racing import check_race, raced
 from orpo_exp.sweeps.summary import write_summary
 from orpo_exp.sweeps.sweep_file import add_points
 from orpo_exp.user_errors import ComposeError, error_page, explain
@@ -120,11 +121,15 @@ def planned_sweep(overrides: list[str], config_dir: str | None) -> tuple[Plan, P
     own = [f"{key!s}={values}" for key, values in preset.items() if str(key) not in given]
     orders = [(point, checked_point(point, config_dir, preset)) for point in combinations([*overrides, *own])]
     launcher.check([order for _, order in orders])
+    if composed.sweep.racing:
+        check_race([point for point, _ in orders])
 
     name = composed.sweep.name or sweep_name([order.config for _, order in orders], list(orders[0][0].swept))
     composed.sweep.name = name
     folder = Path(composed.hydra.sweep.dir).absolute()
     planned = plan(folder, orders[0][1].experiment, overrides, orders)
+    if composed.sweep.racing:
+        planned = raced(folder, planned)
     inputs: dict[str, RunOrder] = {}
     for order in planned.to_run:
         has_work(order)  # refuses what lies in its folder
@@ -169,7 +174,7 @@ def carry_out(planned: Plan, folder: Path, launcher: Launcher, command: Sequence
         if not any(planned.states[state] for state in GOING_ON):
             tell_summary(folder)
         return 0
-    code = launcher.sweep(folder, planned.to_run, run_rank)
+    code = launcher.sweep(folder, planned.stages, run_rank)
     if (found := states(folder)) is not None and not any(state in GOING_ON for state in found.values()):
         tell_summary(folder)
     if code:

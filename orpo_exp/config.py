@@ -1,6 +1,7 @@
 """RunConfig, the typed root of a configuration, and the checks that span several of its parts."""
 
 import hashlib
+import itertools
 import json
 import re
 from dataclasses import dataclass, field, fields
@@ -14,7 +15,7 @@ from orpo_exp.adapters import ADAPTERS, AdapterConfig
 from orpo_exp.data import DATA, DataConfig
 from orpo_exp.layouts import LAYOUTS, LayoutConfig
 from orpo_exp.losses import LAM_SCHEDULES, LOSSES, LamScheduleConfig, Loss, LossConfig, Scope
-from orpo_exp.metrics import TRAINING, Metric
+from orpo_exp.metrics import TRAINING, Direction, Metric
 from orpo_exp.models import LOOKED_UP, MODELS, ModelConfig
 from orpo_exp.optimizers import OPTIMIZERS, OptimizerConfig, SchedulerConfig
 from orpo_exp.plugins import PLUGINS, PluginConfig
@@ -28,12 +29,25 @@ from orpo_exp.types import Need
 
 @dataclass
 class SweepConfig(Settings):
-    """How a sweep is told from others. name: its folder's; None: a hash of what is swept."""
+    """How a sweep is told from others, and what of it is run.
+
+    name: its folder's; None: a hash of what is swept. metric, direction: the held-out metric that decides, and its good
+    end; None: as summaries choose it, and as it is declared. racing: whether settings that are clearly behind are set
+    aside, after each of the rungs, shares of the steps.
+    """
 
     name: str | None = None
+    metric: str | None = None
+    direction: Direction | None = None
+    racing: bool = False
+    rungs: list[float] = field(default_factory=lambda: [0.25, 0.5])
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        rising = all(low < high for low, high in itertools.pairwise([0.0, *self.rungs, 1.0]))
+        if not (self.rungs and rising):
+            allowed = "one or several shares of the steps, above 0 and below 1, each above the one before"
+            raise ConfigError("rungs", self.rungs, allowed, "Write sweep.rungs=[0.25,0.5], say.")
         if self.name is not None and not re.fullmatch(r"[\w=,+-][\w.=,+-]*", self.name, re.ASCII):
             raise ConfigError("name", self.name, "letters, digits and _ . = , + -", "Choose a name for a folder.")
 
@@ -192,7 +206,9 @@ def check(config: RunConfig) -> None:
         allowed = "frozen or synced, for what this loss compares with depends on the batch"
         raise ConfigError("reference", config.choices.get("reference"), allowed, "Choose reference=frozen.")
     if train.keep_best:
-        _check_best(train, loss)
+        _check_metric("train.best_metric", train.best_metric, "train.best_direction", train.best_direction, loss)
+    if config.sweep.metric is not None:
+        _check_metric("sweep.metric", config.sweep.metric, "sweep.direction", config.sweep.direction, loss)
     most = torch.cuda.device_count() or 8
     if config.processes is not None and config.processes > most:
         do = "For more, use torchrun or Slurm."
@@ -234,14 +250,12 @@ def _check_lam_schedule(config: RunConfig, loss: Loss) -> None:
     LAM_SCHEDULES.build(config.lam_schedule, loss.weight, 1)  # refuses a starting weight that it cannot work with
 
 
-def _check_best(train: TrainConfig, loss: Loss) -> None:
-    """Which checkpoints are the best must be known before the first of them is written."""
-    if train.best_metric not in loss.metrics:
-        allowed = ", ".join(loss.metrics)
-        raise ConfigError("train.best_metric", train.best_metric, allowed, "Choose a metric of this loss.")
-    if train.best_direction is None and loss.metrics[train.best_metric].good is None:
-        do = f"Say which end of {train.best_metric} is good: neither is by itself."
-        raise ConfigError("train.best_direction", None, "max or min", do)
+def _check_metric(key: str, metric: str, end: str, direction: Direction | None, loss: Loss) -> None:
+    """What is best must be known before the first step. key, end: the settings that say so."""
+    if metric not in loss.metrics:
+        raise ConfigError(key, metric, ", ".join(loss.metrics), "Choose a metric of this loss.")
+    if direction is None and loss.metrics[metric].good is None:
+        raise ConfigError(end, None, "max or min", f"Say which end of {metric} is good: neither is by itself.")
 
 
 def resolved(config: RunConfig) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from orpo_exp.plugins.precision import arithmetic_as_before
 from orpo_exp.plugins.ranks import RefusedByMain, left_afterwards
 from orpo_exp.preparing import Read, loop_over, ready
 from orpo_exp.runs.folder import RunFolder
-from orpo_exp.runs.order import RunOrder
+from orpo_exp.runs.order import RunOrder, rung_step
 from orpo_exp.runs.resuming import check_checkpoint, has_work, manifest
 from orpo_exp.schema import Refused
 from orpo_exp.tracking import TRACKERS, RunInfo, Trackers
@@ -32,7 +32,7 @@ from orpo_exp.tracking.logs import Messages
 from orpo_exp.training import TrainingDiverged, answers, write_samples
 from orpo_exp.training.checkpoints import Checkpoints, Keep, NotSaved
 from orpo_exp.training.pair_results import PairFiles
-from orpo_exp.training.stop import Stopped
+from orpo_exp.training.stop import Stopped, Waiting
 from orpo_exp.types import Builder
 
 log = logging.getLogger(__name__)
@@ -43,10 +43,10 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass
 class RunResult:
-    """How a run ended on this rank. status: completed, failed or interrupted, with the reason as `error`.
+    """How a run ended on this rank. status: completed, waiting, failed or interrupted, with the reason as `error`.
 
-    code: 0 completed, 1 failed, 2 refused because of what the user gave, 128 + its number when stopped by a signal
-    (130 for Ctrl-C). metrics: the final held-out ones. test: the same of the test pairs.
+    code: 0 completed or waiting, 1 failed, 2 refused because of what the user gave, 128 + its number when stopped by a
+    signal (130 for Ctrl-C). metrics: the final held-out ones. test: the same of the test pairs.
     """
 
     folder: Path
@@ -91,6 +91,8 @@ def run(order: RunOrder, place: Place | None = None) -> RunResult:
             result.status, result.code = "completed", COMPLETED
         except KeyboardInterrupt:
             result.status, result.error, result.code = "interrupted", "stopped by the user", STOPPED + signal.SIGINT
+        except Waiting:
+            result.status, result.code = "waiting", COMPLETED
         except Stopped as stopped:
             result.status, result.code = "interrupted", STOPPED + stopped.number
         except (TrainingDiverged, NotSaved) as failure:
@@ -192,7 +194,8 @@ def train(
         checkpoints,
         note_step=lambda step: folder.note(steps=step) if folder else None,
     )
-    pair_files = PairFiles(order.folder, pairs.texts, config.train.keep_pairs)
+    rungs = [rung_step(share, max_steps) for share in config.sweep.rungs if config.sweep.racing]
+    pair_files = PairFiles(order.folder, pairs.texts, lambda step: config.train.keep_pairs or step in rungs)
     if folder:
         loop.note_pairs = pair_files.write
         loop.note_test_pairs = PairFiles(order.folder, pairs.test_texts, names=(TEST_PAIRS, TEST_TEXTS)).write
@@ -213,6 +216,9 @@ def train(
         name = signal.Signals(loop.stopped_by).name
         log.warning("Stopped by %s after step %d of %d; everything is saved.", name, loop.step, max_steps)
         raise Stopped(loop.stopped_by)
+    if loop.step < max_steps:
+        log.info("Saved after step %d of %d, to be compared with the other points.", loop.step, max_steps)
+        raise Waiting
     result.test = loop.test()
     if folder:
         folder.note(test=result.test)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 PAIRS = "pairs.parquet"
 TEXTS = "held_out.parquet"
 SAMPLES = "samples.json"
+KEPT = "pairs/step-{:08d}.parquet"  # an evaluation's that is kept beside the latest one's
 TEST_PAIRS, TEST_TEXTS = "test_pairs.parquet", "test.parquet"
 
 

@@ -12,7 +12,7 @@ from orpo_exp.losses import LAM_SCHEDULES, LOSSES, Loss
 from orpo_exp.models import CausalLM
 from orpo_exp.optimizers import OPTIMIZERS, SCHEDULERS, OptimizerFactory
 from orpo_exp.plugins import Plugin
-from orpo_exp.runs.order import RunOrder
+from orpo_exp.runs.order import RunOrder, rung_step
 from orpo_exp.runs.resuming import find_checkpoint
 from orpo_exp.tracking import Trackers
 from orpo_exp.training import Loop
@@ -90,6 +90,7 @@ def loop_over(
 ) -> Loop:
     """The loop, at its beginning."""
     config, loss, max_steps = order.config, ready.loss, read.max_steps
+    until = max_steps if order.until is None else rung_step(order.until, max_steps)
     scheduler = SCHEDULERS.build(config.scheduler, max_steps)
     return Loop(
         train=config.train,
@@ -103,6 +104,7 @@ def loop_over(
         trackers=trackers,
         reference=ready.reference,
         max_steps=max_steps,
+        until=until,
         checkpoints=checkpoints,
         stop=StopRequest(),
         note_step=note_step,

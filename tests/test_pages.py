@@ -15,8 +15,8 @@ from sweeps.builder import DECLARED, lambda_sweep, make_pairs, make_run, make_sw
 from orpo_exp.pages import write_run_page
 from orpo_exp.pages.document import thinned
 from orpo_exp.sweeps import summary
-from orpo_exp.sweeps.report_page import escaped
 from orpo_exp.sweeps.summary import write_summary
+from orpo_exp.sweeps.tables import escaped
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!-- \u2028 ]]> & \" ' \\" + "x" * 5000
 

@@ -145,6 +145,7 @@ class ORPOTrainer:
             trackers=trackers,
             reference=None,
             max_steps=max_steps,
+            until=max_steps,
             checkpoints=self.saves,
             stop=StopRequest(),
             note_step=lambda step: self.scheduler.step(),

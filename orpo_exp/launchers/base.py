@@ -10,6 +10,7 @@ from orpo_exp.launchers.job import Entry
 from orpo_exp.registry import Registry
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.schema import Settings
+from orpo_exp.sweeps.turns import Stages
 
 
 @dataclass
@@ -57,8 +58,8 @@ class Launcher(ABC):
         """Run a single run in its folder."""
 
     @abstractmethod
-    def sweep(self, folder: Path, orders: Sequence[RunOrder], entry: Entry) -> int:
-        """Run points of the sweep in `folder`, whose sweep.json knows them. Each that ends rebuilds the summary."""
+    def sweep(self, folder: Path, stages: Stages, entry: Entry) -> int:
+        """Run points of the sweep in `folder`, stage by stage. Each that ends rebuilds the summary."""
 
     @abstractmethod
     def at_a_time(self, orders: Sequence[RunOrder]) -> int:

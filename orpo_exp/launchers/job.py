@@ -16,6 +16,7 @@ from orpo_exp.plugins import Place, start_ranks
 from orpo_exp.registry import import_outside
 from orpo_exp.runs.order import RunOrder
 from orpo_exp.sweeps.summary import point_ended
+from orpo_exp.sweeps.turns import Turn
 
 log = logging.getLogger(__name__)
 
@@ -29,23 +30,27 @@ STOPPED_SECONDS = 900.0
 
 
 class Job:
-    """A run as it travels. sweep: the folder of the sweep whose point it is, None for a single run.
+    """A run as it travels, as the turn that it is to be run in. sweep: the folder of the sweep whose point it is, None
+    for a single run.
 
     What is inside may be made of components that lie outside the package (ORPO_EXP_PATH): it stays packed until these
     have been imported.
     """
 
-    def __init__(self, entry: Entry, order: RunOrder, sweep: Path | None) -> None:
+    def __init__(self, entry: Entry, turn: Turn, sweep: Path | None) -> None:
         self._outside = os.environ.get("ORPO_EXP_PATH", "")
-        self._packed = pickle.dumps((entry, order))
+        self._packed = pickle.dumps((entry, turn))
         self._sweep = sweep
 
     def run(self, place: Place, ranks: int = 1) -> int:
-        """Run one rank, or so many on this machine, and return the exit code. Once a run has ended, its sweep's summary
-        is rebuilt: one that cannot be written makes no failed run of one that has completed; one stopped will go on."""
+        """Run one rank, or so many on this machine, and return the exit code: 0 where nothing is left to be run. Once a
+        run has ended, its sweep's summary is rebuilt: one that cannot be written makes no failed run of one that has
+        completed; one stopped will go on."""
         os.environ["ORPO_EXP_PATH"] = self._outside
         import_outside()
-        entry, order = pickle.loads(self._packed)
+        entry, turn = pickle.loads(self._packed)
+        if (order := turn.order()) is None:
+            return 0
         code: int = entry(place, order) if ranks == 1 else start_ranks(ranks, entry, order)
         if self._sweep is not None and place.rank == 0 and code <= 128:
             try:

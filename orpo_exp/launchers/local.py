@@ -24,6 +24,7 @@ from orpo_exp.runs.order import RunOrder
 from orpo_exp.runs.states import read_result
 from orpo_exp.schema import ConfigError, setting
 from orpo_exp.sweeps.progress import Progress
+from orpo_exp.sweeps.turns import Stages, Turn
 from orpo_exp.tracking.logs import CONSOLE
 
 MOST_ON_CPU = 8  # points at a time, where cores abound: each has memory and start-up of its own
@@ -79,13 +80,13 @@ class Local(Launcher):
         return entry(Place(), order) if count == 1 else start_ranks(count, entry, order)
 
     @override
-    def sweep(self, folder: Path, orders: Sequence[RunOrder], entry: Entry) -> int:
+    def sweep(self, folder: Path, stages: Stages, entry: Entry) -> int:
         """A point that fails stops no other; the worst exit code is returned.
 
         A signal that ends a run is handed on to the points that are running, which save and stop, and no further one
         begins.
         """
-        waiting, free = deque(orders), self.slots(orders)
+        free = self.slots([turn.like for stage in stages for turn in stage])
         running: dict[BaseProcess, tuple[RunOrder, Slot]] = {}
         ended: dict[str, int] = {}
         said = False
@@ -93,22 +94,25 @@ class Local(Launcher):
         logs.mkdir(exist_ok=True)
         with Progress(folder) as progress, handed_on(running) as received:
             try:
-                while running or (waiting and not received):
-                    while waiting and free and not received:
-                        order, slot = waiting.popleft(), free.pop(0)
-                        process = start(Job(entry, order, folder), slot, order, logs / f"{order.folder.name}.log")
-                        running[process] = order, slot
-                        for number in received:  # while it was being started
-                            send(process, number)
-                    for process in [process for process in running if process.exitcode is not None]:
-                        order, slot = running.pop(process)
-                        free.append(slot)
-                        ended[order.folder.name] = shell_code(process.exitcode or 0)
-                    if received and not said:
-                        said = True
-                        CONSOLE.print("stopping: the running points save first; Ctrl-C again ends them at once")
-                    progress.show()
-                    time.sleep(POLL_SECONDS)
+                for waiting in map(deque, stages):
+                    while running or (waiting and not received):
+                        while waiting and free and not received:
+                            if (order := waiting.popleft().order()) is None:
+                                continue
+                            slot, log = free.pop(0), logs / f"{order.folder.name}.log"
+                            process = start(Job(entry, Turn(order), folder), slot, order, log)
+                            running[process] = order, slot
+                            for number in received:  # while it was being started
+                                send(process, number)
+                        for process in [process for process in running if process.exitcode is not None]:
+                            order, slot = running.pop(process)
+                            free.append(slot)
+                            ended[order.folder.name] = shell_code(process.exitcode or 0)
+                        if received and not said:
+                            said = True
+                            CONSOLE.print("stopping: the running points save first; Ctrl-C again ends them at once")
+                        progress.show()
+                        time.sleep(POLL_SECONDS)
             finally:
                 for process in running:  # none where all went well
                     send(process, signal.SIGTERM)

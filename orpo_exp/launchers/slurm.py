@@ -17,6 +17,7 @@ from orpo_exp.runs.states import slurm_queue
 from orpo_exp.schema import ConfigError, setting
 from orpo_exp.sweeps.progress import follow, follow_run
 from orpo_exp.sweeps.sweep_file import Sweep, change_sweep
+from orpo_exp.sweeps.turns import Stages, Turn
 
 # submitit counts how often a job ran into its time limit. A run that comes back goes on: no number is too many.
 REQUEUES = 1_000_000
@@ -80,7 +81,7 @@ class Slurm(Launcher):
     def run(self, order: RunOrder, entry: Entry) -> int:
         folder = order.folder.absolute()
         refuse_submitted(folder)
-        job = SlurmTask(entry, replace(order, folder=folder), None)
+        job = SlurmTask(entry, Turn(replace(order, folder=folder)), None)
         (job_id,) = self.submit(folder / "logs", order.experiment, [job])
         print(
             f"submitted as job {job_id}\n"
@@ -92,18 +93,32 @@ class Slurm(Launcher):
         return follow_run(folder, job_id) if self.config.wait else 0
 
     @override
-    def sweep(self, folder: Path, orders: Sequence[RunOrder], entry: Entry) -> int:
-        jobs = [SlurmTask(entry, order, folder) for order in orders]
-        ids = self.submit(folder / "logs", orders[0].experiment, jobs)
-        note_jobs(folder, {order.folder.name: job_id for order, job_id in zip(orders, ids, strict=True)})
-        array = ids[0].partition("_")[0]
-        span = ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}, at most {self.config.array_parallelism} at a time"
+    def sweep(self, folder: Path, stages: Stages, entry: Entry) -> int:
+        """An array for each stage, all of them submitted now: nobody waits here for the one before."""
+        arrays: list[list[str]] = []
+        jobs: dict[str, list[str]] = {}
+        for stage in stages:
+            tasks = [SlurmTask(entry, turn, folder) for turn in stage]
+            before = array_of(arrays[-1]) if arrays else None
+            arrays.append(self.submit(folder / "logs", stage[0].like.experiment, tasks, before))
+            for turn, job_id in zip(stage, arrays[-1], strict=True):
+                if turn.point:
+                    jobs.setdefault(turn.point, []).append(job_id)
+        note_jobs(folder, jobs)
+        spans = [
+            ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}, at most {self.config.array_parallelism} at a time"
+            for ids in arrays
+        ]
+        first, *later = [
+            f"{len(ids)} points as job {array_of(ids)}: {span}" for ids, span in zip(arrays, spans, strict=True)
+        ]
         print(
-            f"submitted {len(ids)} points as job {array}: {span}\n"
-            f"  sweep  {folder}\n"
+            f"submitted {first}\n"
+            + "".join(f"  then, once these have ended, {text}\n" for text in later)
+            + f"  sweep  {folder}\n"
             f"  logs   {folder}/logs/<job>_<rank>_log.out\n"
             f"  look   python -m orpo_exp.sweeps.status {folder}\n"
-            f"  stop   scancel {array}\n"
+            f"  stop   scancel {' '.join(map(array_of, reversed(arrays)))}\n"
             f"Each point that ends rebuilds {folder}/summary.md; nobody has to wait for it."
         )
         return follow(folder) if self.config.wait else 0
@@ -141,13 +156,16 @@ class Slurm(Launcher):
         asked = (config.partition, config.nodes, config.gpus_per_node or 0, cores, self.memory_mb, config.timeout_min)
         return cluster.findings(cluster.Asked(*asked))
 
-    def submit(self, logs: Path, name: str, tasks: Sequence[SlurmTask]) -> list[str]:
-        """Submit all at once and return their job ids. Raises ConfigError with what sbatch says where it refuses."""
+    def submit(self, logs: Path, name: str, tasks: Sequence[SlurmTask], after: str | None = None) -> list[str]:
+        """Submit all at once and return their job ids. after: the job that has to end first, however it does.
+
+        Raises ConfigError with what sbatch says where it refuses.
+        """
         from submitit import SlurmExecutor
         from submitit.core.utils import FailedJobError
 
         executor = SlurmExecutor(logs, max_num_timeout=REQUEUES, python=self.config.python)
-        executor.update_parameters(job_name=re.sub(r"\W", "_", name), **self.parameters())
+        executor.update_parameters(job_name=re.sub(r"\W", "_", name), **self.parameters(after))
         try:
             with executor.batch():
                 jobs = [executor.submit(task) for task in tasks]
@@ -156,8 +174,8 @@ class Slurm(Launcher):
             raise ConfigError("hydra/launcher", "slurm", "what sbatch accepts", f"{refused} {do}") from refused
         return [job.job_id for job in jobs]
 
-    def parameters(self) -> dict[str, Any]:
-        """The settings as submitit takes them."""
+    def parameters(self, after: str | None = None) -> dict[str, Any]:
+        """The settings as submitit takes them. after: see submit."""
         config = self.config
         srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
         if config.cpus_per_task:
@@ -176,6 +194,8 @@ class Slurm(Launcher):
         given = {name: value for name, value in asked.items() if value not in (None, 0, [])}
         # a preempted job comes back also where the cluster's default is to end it; submitit's own wckey is nobody's
         extra = {"requeue": True, **config.additional_parameters}
+        if after:
+            extra["dependency"] = ",".join([f"afterany:{after}", *filter(None, [extra.get("dependency")])])
         return given | {"srun_args": srun, "additional_parameters": extra, "wckey": None, "stderr_to_stdout": True}
 
 
@@ -189,12 +209,17 @@ def refuse_submitted(folder: Path) -> None:
             raise ConfigError("hydra.run.dir", str(folder), allowed, f"Wait for it, or stop it: scancel {job_id}.")
 
 
-def note_jobs(folder: Path, ids: Mapping[str, str]) -> None:
-    """Write each point's job id, by its folder's name, into sweep.json."""
+def array_of(ids: Sequence[str]) -> str:
+    """The number of the array that these jobs are of."""
+    return ids[0].partition("_")[0]
+
+
+def note_jobs(folder: Path, ids: Mapping[str, Sequence[str]]) -> None:
+    """Write each point's jobs, by its folder's name and in the order of the stages, into sweep.json."""
 
     def noted(sweep: Sweep | None) -> Sweep:
         assert sweep is not None
-        points = [replace(point, job_id=ids.get(point.folder, point.job_id)) for point in sweep.points]
+        points = [point.submitted(ids[point.folder]) if point.folder in ids else point for point in sweep.points]
         return replace(sweep, points=points)
 
     change_sweep(folder, noted)

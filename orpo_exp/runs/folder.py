@@ -111,6 +111,15 @@ class RunFolder:
             write_atomically(self.path / RESULT, json.dumps(self.result, indent=2) + "\n")
 
 
+def set_aside(folder: Path, why: str) -> bool:
+    """Say in result.json of a run that has ended before its last step that it need not go on; whether there is one."""
+    result = read_result(folder)
+    if result is None or result["status"] == "completed":
+        return False
+    write_atomically(folder / RESULT, json.dumps({**result, "status": "set aside", "error": why}, indent=2) + "\n")
+    return True
+
+
 def git_state() -> dict[str, Any] | None:
     """Commit of the checkout this package lies in, and whether it has changes; None outside a checkout."""
 

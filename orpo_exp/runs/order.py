@@ -12,11 +12,17 @@ from orpo_exp.tracking import Tracker
 AUTO, NEVER = "auto", "never"  # what `resume` may say instead of a path
 
 
+def rung_step(share: float, max_steps: int) -> int:
+    """The step that a share of all steps comes to, from 1."""
+    return max(1, round(share * max_steps))
+
+
 @dataclass(frozen=True)
 class RunOrder:
     """What a rank is told to run: checked configuration, folder, the experiment's name, the command's overrides and
     the options before them.
 
+    until: the share of its steps after which it saves and waits, to be gone on with later; None: to its end.
     data: what the source gave where this process has loaded it already; trackers: whom to tell beside those that were
     configured. Neither travels to another process.
     """
@@ -26,6 +32,7 @@ class RunOrder:
     experiment: str
     overrides: list[str]
     options: tuple[str, ...] = ()
+    until: float | None = None
     data: SourceData | None = field(default=None, compare=False, repr=False)
     trackers: tuple[Tracker, ...] = field(default=(), compare=False, repr=False)
 

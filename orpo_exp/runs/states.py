@@ -18,20 +18,23 @@ STALE_SECONDS = 600.0  # a heartbeat older than this is a dead run's, where noth
 CLOCK_SECONDS = 5.0  # what two clocks of one machine may differ by
 Queue = Mapping[str, str] | None
 PENDING = frozenset(("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"))
-ENDED = ("completed", "failed", "interrupted")
+ENDED = ("completed", "failed", "interrupted", "waiting", "set aside")
 
 
 class State(StrEnum):
     """What has become of a run.
 
-    missing: never started. queued: Slurm holds its job back. interrupted: it was asked to stop and saved.
+    missing: never started. queued: Slurm holds its job back. waiting: a race's point, saved, until the others have come
+    as far; set aside: it need not go on. interrupted: it was asked to stop and saved.
     killed: its result.json says running, but nothing runs it any more; or its job left Slurm and there is none.
     """
 
     missing = "missing"
     queued = "queued"
     running = "running"
+    waiting = "waiting"
     completed = "completed"
+    set_aside = "set aside"
     failed = "failed"
     interrupted = "interrupted"
     killed = "killed"

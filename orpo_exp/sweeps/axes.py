@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from orpo_exp.sweeps.conditions import as_number
-from orpo_exp.sweeps.results import NOWHERE, Group, ordered
+from orpo_exp.sweeps.groups import NOWHERE, Group, ordered
 from orpo_exp.tracking.plots import BLUE, GREEN, INK, VERMILION, format_values
 
 if TYPE_CHECKING:

@@ -18,11 +18,13 @@ All functions take numbers, or arrays with leading axes for many sweeps at a tim
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 Numbers = Any  # a float or an array of NumPy's
+Quantile = Callable[[int, float], float]  # of so many settings and degrees of freedom
 
 LEVEL = 0.95
 PRIOR = 2.5  # seeds' worth of freedom that all settings together lend to the deviation of one lead
@@ -74,22 +76,24 @@ def half_widths(
     settings: int = 1,
     freedom: float | None = None,
     common: Numbers | None = None,
-    level: float = LEVEL,
+    picked: Quantile | None = None,
 ) -> tuple[Numbers, Numbers]:
     """How far an interval reaches below and above a mean over seeds, or a lead of the best of so many settings.
 
     variance: (...), of the seeds' values or differences; None for one seed: the interval then speaks for this seed, on
     other pairs. seeds: how many. freedom: the variance's degrees of freedom, if not one less than the seeds. common:
-    (...), the variance as all settings together say it. level: of the interval. Without pairs it speaks for other seeds
-    on these pairs.
+    (...), the variance as all settings together say it. picked: what the lower end rests on, `critical` if not given.
+    Without pairs it speaks for other seeds on these pairs.
     """
     import numpy
+
+    lowest = picked or critical
 
     if variance is None:
         assert pairs is not None, "one seed without pairs has no interval"
         deviation = numpy.sqrt(pairs.within)
         others = pairs.clusters - 1
-        return critical(settings, others, level) * deviation, t_quantile(others, level) * deviation
+        return lowest(settings, others) * deviation, t_quantile(others) * deviation
     freedom = seeds - 1 if freedom is None else freedom
     below, above, further = variance, variance, 0.0
     if common is not None and settings > 2:
@@ -98,27 +102,48 @@ def half_widths(
     if pairs is not None:
         least = LEAST * (1 - pairs.shared) * pairs.within
         below, above = numpy.maximum(below, least), numpy.maximum(above, least)
-    lower = critical(settings, freedom + further, level) ** 2 * below / seeds
-    upper = t_quantile(freedom, level) ** 2 * above / seeds
+    lower = lowest(settings, freedom + further) ** 2 * below / seeds
+    upper = t_quantile(freedom) ** 2 * above / seeds
     if pairs is not None:
-        lower = lower + pairs.shared * critical(settings, pairs.clusters - 1, level) ** 2 * pairs.between
-        upper = upper + pairs.shared * t_quantile(pairs.clusters - 1, level) ** 2 * pairs.between
+        lower = lower + pairs.shared * lowest(settings, pairs.clusters - 1) ** 2 * pairs.between
+        upper = upper + pairs.shared * t_quantile(pairs.clusters - 1) ** 2 * pairs.between
     return numpy.sqrt(lower), numpy.sqrt(upper)
 
 
 @cache
-def critical(settings: int, freedom: float, level: float = LEVEL) -> float:
-    """How many standard errors of a difference the largest of so many equal settings is ahead of the smallest in a
-    share of 1 - level of all cases; for one or two Student's t."""
+def critical(settings: int, freedom: float) -> float:
+    """How many standard errors of a difference the largest of so many equal settings is ahead of the smallest in 5% of
+    all cases; for one or two Student's t."""
     from scipy.stats import studentized_range
 
     if settings <= 2:
-        return t_quantile(freedom, level)
-    return float(studentized_range.ppf(level, settings, freedom)) / math.sqrt(2)
+        return t_quantile(freedom)
+    return float(studentized_range.ppf(LEVEL, settings, freedom)) / math.sqrt(2)
 
 
-def t_quantile(freedom: float, level: float = LEVEL) -> float:
-    """The half-width in standard errors of an interval: of 95%, the 97.5% quantile of Student's t."""
+@cache
+def ahead_of_one(settings: int, freedom: float, wrong: float) -> float:
+    """How many standard errors of a difference any of so many equal settings is ahead of a given one in a share `wrong`
+    of all cases (Dunnett 1955, one-sided)."""
+    import numpy
+    from scipy.optimize import brentq
+    from scipy.special import ndtr
+    from scipy.stats import chi2
+
+    nodes, weights = numpy.polynomial.hermite_e.hermegauss(60)
+    weights = weights / weights.sum()
+    points, shares = numpy.polynomial.legendre.leggauss(80)
+    deviations = numpy.sqrt(chi2.ppf((points + 1) / 2, freedom) / freedom)
+
+    def share(quantile: float) -> float:
+        below = ndtr(nodes + math.sqrt(2) * quantile * deviations[:, None]) ** (settings - 1)
+        return 1 - float(shares / 2 @ below @ weights)
+
+    return float(brentq(lambda quantile: share(quantile) - wrong, 0.0, 1e4))
+
+
+def t_quantile(freedom: float) -> float:
+    """The half-width in standard errors of a 95% interval: the 97.5% quantile of Student's t."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, (1 + level) / 2))
+    return float(stdtrit(freedom, (1 + LEVEL) / 2))

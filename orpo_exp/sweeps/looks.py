@@ -10,7 +10,8 @@ from rich.text import Text
 
 from orpo_exp.metrics import Direction, from_json
 from orpo_exp.runs.states import read_result
-from orpo_exp.sweeps.results import SEED, points_of
+from orpo_exp.sweeps.groups import SEED
+from orpo_exp.sweeps.results import points_of
 from orpo_exp.sweeps.sweep_file import SweepPoint, read_sweep
 from orpo_exp.tracking.jsonl import FILE, read_metrics
 

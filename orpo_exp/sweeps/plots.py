@@ -10,8 +10,9 @@ from orpo_exp.files import written_beside
 from orpo_exp.sweeps.axes import LEGEND, colours, name_ticks, numeric, value_of, values_of
 from orpo_exp.sweeps.conditions import as_number
 from orpo_exp.sweeps.curves import learning_curves
+from orpo_exp.sweeps.groups import Group
 from orpo_exp.sweeps.report import columns
-from orpo_exp.sweeps.results import Group, Results
+from orpo_exp.sweeps.results import Results
 from orpo_exp.tracking.console import number
 from orpo_exp.tracking.plots import BLUE, INK, along_axis, drawing, heading, new_figure, write
 

@@ -15,11 +15,12 @@ from hydra.core.override_parser.types import Override, ValueType
 
 from orpo_exp.config import RunConfig
 from orpo_exp.runs.order import RunOrder
-from orpo_exp.runs.states import State, slurm_queue, state_of
+from orpo_exp.runs.states import State, slurm_queue
 from orpo_exp.schema import ConfigError, Refused, flat
 from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, read_sweep, united
+from orpo_exp.sweeps.turns import Stages, Turn
 
-TO_RUN = (State.missing, State.failed, State.interrupted, State.killed)
+TO_RUN = (State.missing, State.failed, State.interrupted, State.killed, State.waiting, State.set_aside)
 LONGEST_NAME = 100  # characters of a point's folder before its hash
 
 
@@ -38,11 +39,14 @@ class Combination:
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep as its folder will know it, the state of each point that the command asks for, and those to be run."""
+    """A sweep as its folder will know it, the points that the command asks for, the state of each, those to be run, and
+    in which turns."""
 
     sweep: Sweep
+    asked: list[RunOrder]
     states: Counter[State]
     to_run: list[RunOrder]
+    stages: Stages
 
 
 def combinations(overrides: Sequence[str]) -> list[Combination]:
@@ -130,7 +134,10 @@ def plan(folder: Path, experiment: str, overrides: list[str], orders: Sequence[t
         allowed = f"values that differ in the first {LONGEST_NAME} characters of a point's name"
         raise ConfigError("--multirun", " ".join(overrides), allowed, "Sweep over names of files in one folder, say.")
 
-    sweep = united(known, Sweep(experiment, folder.name, list(orders[0][0].swept), overrides, list(points.values())))
+    told = orders[0][1].config.sweep
+    swept, good = list(orders[0][0].swept), told.direction and told.direction.value
+    planned = Sweep(experiment, folder.name, swept, overrides, list(points.values()), told.metric, good)
+    sweep = united(known, planned)
     queue = slurm_queue()
     if queue is None and shutil.which("squeue"):
         for point in sweep.points:
@@ -139,13 +146,14 @@ def plan(folder: Path, experiment: str, overrides: list[str], orders: Sequence[t
                 raise ConfigError("hydra.sweep.dir", str(folder), allowed, "Give the command again later.")
     states = {p.folder: current(folder, p, queue) for p in sweep.points if p.folder in asked}
     to_run = [asked[name] for name, state in states.items() if state in TO_RUN]
-    return Plan(sweep, Counter(states.values()), to_run)
+    return Plan(sweep, list(asked.values()), Counter(states.values()), to_run, [[Turn(order) for order in to_run]])
 
 
 def current(folder: Path, point: SweepPoint, queue: Mapping[str, str] | None) -> State:
     """A point's state, where one that has stopped is still running as long as its job has not left Slurm."""
-    state = state_of(folder / point.folder, point.job_id, queue)
-    return State.running if state in TO_RUN and point.job_id in (queue or {}) else state
+    state = point.state(folder, queue)
+    stopped = state in TO_RUN and state is not State.set_aside
+    return State.running if stopped and point.job(queue) in (queue or {}) else state
 
 
 def folder_name(combination: Combination, order: RunOrder) -> str:

@@ -23,6 +23,7 @@ QUIET_SECONDS = 30.0  # without a point that runs, after which no more is expect
 AROUND = 5  # rows of the table's head, the counts, and between them
 LEAST = 5  # of the table's other rows, before curves get any
 GOING_ON = (State.queued, State.running)
+FINE = (State.completed, State.set_aside)
 
 
 class Progress:
@@ -91,7 +92,7 @@ def follow(folder: Path, metric: str | None = None) -> int:
                 if found is None or any(state in GOING_ON for state in found.values()):
                     quiet_since = time.monotonic()
                 elif State.missing not in found.values() or time.monotonic() > quiet_since + QUIET_SECONDS:
-                    return int(any(state is not State.completed for state in found.values()))
+                    return int(any(state not in FINE for state in found.values()))
                 progress.show()
                 by_slurm = any(point.job_id for point in points_of(folder, read_sweep(folder)))
                 time.sleep(QUEUE_SECONDS if by_slurm else SHOW_SECONDS)

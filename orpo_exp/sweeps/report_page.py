@@ -3,7 +3,6 @@
 import json
 import os
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,13 @@ from orpo_exp.pages.run import in_the_data, opening, read_samples
 from orpo_exp.pair_tables import TEXTS, read_texts
 from orpo_exp.runs.states import State, how_many, read_result
 from orpo_exp.sweeps.conditions import as_number
-from orpo_exp.sweeps.report import Headline, ahead, columns, costs, explanation, what_was_swept
-from orpo_exp.sweeps.report import cell as written
-from orpo_exp.sweeps.results import Group, Point, Results
+from orpo_exp.sweeps.groups import Point
+from orpo_exp.sweeps.headline import Headline, ahead
+from orpo_exp.sweeps.headline import cell as written
+from orpo_exp.sweeps.report import RACE, columns, costs, explanation, race_rows, what_was_swept
+from orpo_exp.sweeps.results import Results
 from orpo_exp.sweeps.statistics import Difference, Estimate
+from orpo_exp.sweeps.tables import as_latex, as_table_csv
 from orpo_exp.tracking.console import number
 from orpo_exp.tracking.jsonl import FILE, read_metrics
 
@@ -24,6 +26,7 @@ MOST_POINTS, FEWEST_POINTS = 200, 12  # of one curve
 PROMPTS, SETTINGS = 8, 24  # that samples are shown of
 ANSWER = 800  # characters: so many answers are no small part of a page
 DISAGREE = 20  # pairs
+FINE = (State.completed, State.set_aside)
 
 
 def write_sweep_page(results: Results, answer: Headline, folder: Path) -> None:
@@ -37,6 +40,7 @@ def write_sweep_page(results: Results, answer: Headline, folder: Path) -> None:
         table(results, answer),
         *samples(results, answer),
         *disagreements(results, answer),
+        *race(results),
         *failures(results, folder),
         points(results, folder),
         provenance(results, answer, folder),
@@ -71,11 +75,11 @@ def against(results: Results, answer: Headline) -> list[Block]:
 
 
 def curves(results: Results, answer: Headline) -> list[Block]:
-    """Held-out metrics against steps, of each counted point."""
+    """Held-out metrics against steps, of each counted point, and of those that a race has set aside."""
     metrics = columns(results, answer.metric)
     most = max(FEWEST_POINTS, min(MOST_POINTS, NUMBERS // max(1, 2 * len(metrics) * len(results.counted))))
     series = []
-    for group in results.groups:
+    for group in [*results.groups, *results.set_aside]:
         for point in group.points:
             records = read_metrics(point.folder / FILE, "eval")
             values = {}
@@ -129,6 +133,18 @@ def plain(text: str) -> str:
 def of_mean(found: Estimate | Difference | None) -> list[Any]:
     """A mean with its interval, sorted by the mean."""
     return cell(written(found), found.mean if found else None)
+
+
+def race(results: Results) -> list[Block]:
+    """What was decided after each rung of a race."""
+    rows = [
+        {"cells": [cell(f"{of.share:g}", of.share), *map(cell, row)], "best": row[-1] == "best"}
+        for of in results.decisions
+        for row in race_rows(of)
+    ]
+    names = ["share of the steps", "setting", "seeds", "metric there", "the best one's lead", "decision"]
+    heads = [{"name": name, "numeric": name in (names[0], *names[2:4])} for name in names]
+    return [{"kind": "table", "title": "Race", "note": RACE, "columns": heads, "rows": rows}] if rows else []
 
 
 def samples(results: Results, answer: Headline) -> list[Block]:
@@ -194,7 +210,7 @@ def failures(results: Results, folder: Path) -> list[Block]:
     """The points without a result that say why."""
     items = []
     for point in results.points:
-        error = (read_result(point.folder) or {}).get("error") if point.state is not State.completed else None
+        error = (read_result(point.folder) or {}).get("error") if point.state not in FINE else None
         if error:
             items.append([f"{label(point, results)}: {cut(point.reason or '', 300)}", last_lines(str(error))])
     return [{"kind": "code", "title": "What went wrong", "items": items}] if items else []
@@ -243,50 +259,3 @@ def provenance(results: Results, answer: Headline, folder: Path) -> Block:
         overrides = json.loads(sweep.read_text(encoding="utf-8")).get("overrides", [])
         items.append(["command", " ".join(["python -m orpo_exp --multirun", *overrides])])
     return {"kind": "code", "title": "To take along", "items": items}
-
-
-def rows_of(results: Results, answer: Headline) -> tuple[list[str], list[tuple[Group, list[Any]]]]:
-    """The heads of the main table, and each setting with its estimates."""
-    metrics = columns(results, answer.metric)
-    rows = [(group, [group.estimate(name) for name in metrics]) for group in results.groups]
-    return [*results.keys, "seeds", *metrics], rows
-
-
-def as_latex(results: Results, answer: Headline) -> str:
-    """For the package booktabs."""
-    heads, rows = rows_of(results, answer)
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(cells) + r" \\"
-
-    lines = [rf"\begin{{tabular}}{{{'l' * len(results.keys)}{'r' * (len(heads) - len(results.keys))}}}", r"\toprule"]
-    lines += [line([escaped(head) for head in heads]), r"\midrule"]
-    for group, estimates in rows:
-        values = ["" if e is None else written(e) for e in estimates]
-        cells = [escaped(of) for of in (*group.setting.values(), str(len(group.points)), *values)]
-        best = answer.ranking and group is answer.ranking[0]
-        lines.append(line([rf"\textbf{{{of}}}" if best and of else of for of in cells]))
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
-
-
-def escaped(text: str) -> str:
-    """Text as LaTeX takes it."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-    special |= {of: rf"\{of}" for of in "&%$#_{}"}
-    return "".join(special.get(letter, letter) for letter in text)
-
-
-def as_table_csv(results: Results, answer: Headline) -> str:
-    """Means with both ends of their intervals."""
-    import csv
-    import io
-
-    heads, rows = rows_of(results, answer)
-    metrics = heads[len(results.keys) + 1 :]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*results.keys, "seeds", *(f"{name}{end}" for name in metrics for end in ("", " low", " high"))])
-    for group, estimates in rows:
-        values = [getattr(found, end, None) for found in estimates for end in ("mean", "low", "high")]
-        writer.writerow([*group.setting.values(), len(group.points), *("" if of is None else of for of in values)])
-    return out.getvalue()

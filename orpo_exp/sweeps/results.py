@@ -1,102 +1,21 @@
-"""The points of one sweep or several as rows: settings, seed, state, numbers; and the rows grouped over seeds."""
+"""The points of one sweep or several, read from their folders: settings, seed, state, numbers."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orpo_exp.metrics import Metric, from_json
-from orpo_exp.pair_tables import PAIRS, TEST_PAIRS
-from orpo_exp.runs.states import RESULT, Queue, State, read_result, slurm_queue, state_of
+from orpo_exp.metrics import Direction, Metric, from_json
+from orpo_exp.runs.states import RESULT, Queue, State, read_result, slurm_queue
 from orpo_exp.schema import Refused
-from orpo_exp.sweeps.conditions import CONFIG, as_number, canonical, read_settings
-from orpo_exp.sweeps.held_out import HeldOut
-from orpo_exp.sweeps.statistics import Estimate, Sample, estimate
+from orpo_exp.sweeps.conditions import CONFIG, canonical, read_settings
+from orpo_exp.sweeps.decisions import Decision, latest_decisions
+from orpo_exp.sweeps.groups import SEED, Group, Point, grouped
 from orpo_exp.sweeps.sweep_file import Sweep, SweepPoint, read_sweep
 
-SEED = "seed"
-NOWHERE = "(none)"  # the value of a key that a point's configuration does not have
-
-
-@dataclass
-class Point:
-    """One run. settings: every known key as text. reason: why it has no result to count, None where it has one.
-
-    kept: the settings are what result.json says can change a number; else (before version 0.2) all of config.yaml.
-    metrics, test: the final held-out metrics, and those of the test pairs, finite ones alone. declared: what the run
-    says that its metrics are. seconds: its wall time. gpus, cores: what it kept busy.
-    """
-
-    folder: Path
-    settings: dict[str, str]
-    state: State
-    reason: str | None
-    kept: bool
-    config_hash: str | None
-    metrics: dict[str, float]
-    test: dict[str, float]
-    declared: Mapping[str, Metric]
-    steps: int
-    seconds: float
-    gpus: int
-    cores: int
-
-    @property
-    def seed(self) -> str:
-        """The seed as text."""
-        return self.settings.get(SEED, "")
-
-    @cached_property
-    def held_out(self) -> HeldOut | None:
-        """Its final evaluation pair by pair, None where that was not written down (before version 0.2)."""
-        return HeldOut.read(self.folder / PAIRS, self.steps)
-
-    @cached_property
-    def test_pairs(self) -> HeldOut | None:
-        """The same of the test."""
-        return HeldOut.read(self.folder / TEST_PAIRS, self.steps)
-
-
-@dataclass
-class Group:
-    """The completed points of one setting, one for each seed. setting: swept key but the seed to value."""
-
-    setting: dict[str, str]
-    points: list[Point]
-
-    @property
-    def name(self) -> str:
-        """The setting as one would type it."""
-        return ", ".join(f"{key}={value}" for key, value in self.setting.items()) or "all seeds"
-
-    def values(self, metric: str) -> dict[str, float]:
-        """A metric by seed."""
-        return {point.seed: point.metrics[metric] for point in self.points if metric in point.metrics}
-
-    def sample(self, metric: str) -> Sample:
-        """A metric of this setting, pair by pair where all its runs have that."""
-        return self._sample(metric, self.values(metric))
-
-    def _sample(self, metric: str, values: dict[str, float], test: bool = False) -> Sample:
-        of = {p.seed: p.test_pairs if test else p.held_out for p in self.points if p.seed in values}
-        found = {seed: held.values(metric, values[seed]) for seed, held in of.items() if held}
-        pairs = {seed: by_pair for seed, by_pair in found.items() if by_pair}
-        declared = next((p.declared[metric] for p in self.points if metric in p.declared), None)
-        return Sample(values, pairs if len(pairs) == len(values) else {}, declared.bounds if declared else (None, None))
-
-    def tested(self, metric: str) -> Estimate | None:
-        """A metric's mean over the seeds with the pairs of the test, which had no part in any choice; None where not
-        every run has been tested."""
-        values = {point.seed: point.test[metric] for point in self.points if metric in point.test}
-        return estimate(self._sample(metric, values, test=True)) if len(values) == len(self.points) else None
-
-    def estimate(self, metric: str) -> Estimate | None:
-        """A metric's mean over the seeds, None where no point has it."""
-        sample = self.sample(metric)
-        return estimate(sample) if sample.values else None
+METRIC, SAME = "rewards/accuracy", "logps/accuracy"  # what ranks; what all losses define alike
 
 
 @dataclass
@@ -104,7 +23,9 @@ class Results:
     """All points of the given sweeps.
 
     keys: what was swept but the seed, in the order typed. along: keys that vary too, but are settled by the former.
-    repeated: completed points left out because another one has the same setting and seed.
+    repeated: completed points left out because another one has the same setting and seed. asked: the metric that the
+    sweeps were told to be decided by, if any; good: its good end, where they were told that. decisions: of the sweeps'
+    latest races.
     """
 
     title: str
@@ -113,6 +34,15 @@ class Results:
     points: list[Point]
     groups: list[Group]
     repeated: list[Point]
+    asked: str | None = None
+    good: Direction | None = None
+    decisions: Sequence[Decision] = ()
+
+    @property
+    def set_aside(self) -> list[Group]:
+        """The settings that a race has set aside, as far as their points came."""
+        points = [replace(point, state=State.completed) for point in self.points if point.state is State.set_aside]
+        return grouped(points, self.keys)[0]
 
     @property
     def counted(self) -> list[Point]:
@@ -154,16 +84,26 @@ class Results:
         return sum(point.seconds * point.cores for point in self.points if not point.gpus) / 3600
 
 
+def ranking_metric(results: Results) -> str:
+    """What ranks where nobody says: the first of the two accuracies that all settings have and define alike; without
+    one rewards/accuracy nevertheless, or the loss where no run has that."""
+    for name in (METRIC, SAME):
+        if all(group.values(name) for group in results.groups) and len(results.definitions(name)) == 1:
+            return name
+    return "loss" if "loss" in results.measured and METRIC not in results.measured else METRIC
+
+
 def read_results(folders: Sequence[Path]) -> Results:
     """Read sweeps' folders, with a sweep.json or without. Raises Refused for a folder that holds no runs."""
     queue = slurm_queue()
-    points, places, typed, titles = [], [], [], []
+    points, places, typed, titles, asked = [], [], [], [], set()
     for folder in folders:
         sweep = read_sweep(folder)
         typed += [key.lstrip("+") for key in sweep.swept] if sweep else []
         titles.append(f"{sweep.experiment}, {sweep.name}" if sweep else folder.resolve().name)
+        asked.add((sweep.metric, sweep.direction) if sweep else (None, None))
         listed = points_of(folder, sweep)
-        points += [read_point(folder / place.folder, place.job_id, queue) for place in listed]
+        points += [read_point(folder, place, queue) for place in listed]
         places += listed
     # beside runs that tell what can change a number, others are told apart by the same keys
     conditions = {key for point in points if point.kept for key in point.settings}
@@ -175,7 +115,11 @@ def read_results(folders: Sequence[Path]) -> Results:
     added, along = further_keys(configured, typed)
     keys = [*(key for key in dict.fromkeys(typed) if key != SEED), *added]
     groups, repeated = grouped(points, keys)
-    return Results("; ".join(titles), keys, along, points, groups, repeated)
+    decisions = [decision for folder in folders for decision in latest_decisions(folder)]
+    metric, good = asked.pop() if len(asked) == 1 else (None, None)
+    return Results(
+        "; ".join(titles), keys, along, points, groups, repeated, metric, Direction(good) if good else None, decisions
+    )
 
 
 def points_of(folder: Path, sweep: Sweep | None) -> list[SweepPoint]:
@@ -188,16 +132,17 @@ def points_of(folder: Path, sweep: Sweep | None) -> list[SweepPoint]:
     return [SweepPoint(name, {}, "") for name in runs]
 
 
-def read_point(folder: Path, job_id: str | None, queue: Queue) -> Point:
+def read_point(sweep: Path, place: SweepPoint, queue: Queue) -> Point:
     """One run's row."""
+    folder = sweep / place.folder
     result = read_result(folder) or {}
-    state = state_of(folder, job_id, queue)
+    state = place.state(sweep, queue)
     hardware = result.get("hardware") or {}
     return Point(
         folder=folder,
         settings=read_settings(folder, result),
         state=state,
-        reason=reason(state, result, job_id),
+        reason=reason(state, result, place.job(queue)),
         kept="settings" in result,
         config_hash=result.get("config_hash"),
         metrics=finite(result.get("eval")),
@@ -227,6 +172,8 @@ def reason(state: State, result: Mapping[str, Any], job_id: str | None) -> str |
         State.missing: "never started",
         State.queued: f"waits in Slurm's queue as job {job_id or result.get('job_id')}",
         State.running: f"still running, {steps}" if result else "its job has begun",
+        State.waiting: f"waits {steps}, to be compared with the others",
+        State.set_aside: lines[-1],
         State.completed: None,
         State.failed: lines[-1],
         State.interrupted: f"asked to stop {steps}",
@@ -250,25 +197,3 @@ def further_keys(points: Sequence[Point], given: Sequence[str]) -> tuple[list[st
             tells_apart = kinds([*given, *added, key]) > kinds([*given, *added])
             (added if tells_apart else along).append(key)
     return added, along
-
-
-def grouped(points: Iterable[Point], keys: Sequence[str]) -> tuple[list[Group], list[Point]]:
-    """The completed points by setting, in the order of the values; of several with one seed the first counts."""
-    groups: dict[tuple[str, ...], Group] = {}
-    repeated: list[Point] = []
-    for point in points:
-        if point.state is not State.completed:
-            continue
-        setting = {key: point.settings.get(key, NOWHERE) for key in keys}
-        group = groups.setdefault(tuple(setting.values()), Group(setting, []))
-        known = point.seed in {other.seed for other in group.points}
-        (repeated if known else group.points).append(point)
-    orders = [ordered(name[i] for name in groups) for i in range(len(keys))]
-    names = sorted(groups, key=lambda name: [order.index(value) for order, value in zip(orders, name, strict=True)])
-    return [groups[name] for name in names], repeated
-
-
-def ordered(values: Iterable[str]) -> list[str]:
-    """Different values: words as they come, then numbers by size."""
-    different = list(dict.fromkeys(values))
-    return sorted(different, key=lambda value: (as_number(value) is not None, as_number(value) or 0.0))

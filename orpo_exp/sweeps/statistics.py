@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from orpo_exp.sweeps.held_out import Values, apart, pair_part
-from orpo_exp.sweeps.intervals import LEVEL, PairPart, critical, half_widths, residual
+from orpo_exp.sweeps.intervals import LEVEL, PairPart, Quantile, critical, half_widths, residual
 
 MANY = 10  # from so many seeds on, without pairs, the interval is drawn from the seeds themselves
 RESAMPLES = 10_000
@@ -127,9 +127,9 @@ def estimate(sample: Sample) -> Estimate:
     return Estimate(n, mean, deviation, *ends, "Student's t, " + counted(n, pairs), pairs)
 
 
-def leads(best: Sample, others: Sequence[Sample], sign: float, level: float = LEVEL) -> list[Difference]:
+def leads(best: Sample, others: Sequence[Sample], sign: float, picked: Quantile | None = None) -> list[Difference]:
     """How far the best of several settings is above each of the others; sign: 1, or -1 where low is good, of which then
-    the end near 0 is the upper one. level: of the intervals."""
+    the end near 0 is the upper one. picked: what this end rests on, see half_widths."""
     import numpy
 
     settings = [best, *others]
@@ -138,17 +138,17 @@ def leads(best: Sample, others: Sequence[Sample], sign: float, level: float = LE
     if len(others) > 1 and len(shared) > 1:
         table = numpy.array([[sample.values[seed] for seed in shared] for sample in settings])
         common = 2 * residual(table)
-    return [lead(best, other, sign, len(settings), common, level) for other in others]
+    return [lead(best, other, sign, len(settings), common, picked) for other in others]
 
 
 def lead(
-    best: Sample, other: Sample, sign: float, settings: int, common: float | None, level: float = LEVEL
+    best: Sample, other: Sample, sign: float, settings: int, common: float | None, picked: Quantile | None = None
 ) -> Difference:
     """One of them. common: variance of one seed's difference, as all settings together say it."""
     seeds = sorted(best.values.keys() & other.values.keys())
     most, least = max(len(best.values), len(other.values)), min(len(best.values), len(other.values))
     if len(seeds) < 2 and least > 1:
-        return by_welch(best, other, sign, settings, level)
+        return by_welch(best, other, sign, settings, picked)
     if len(seeds) < 2 and most > 1:
         mean = statistics.fmean(best.values.values()) - statistics.fmean(other.values.values())
         return Difference(mean, 1, settings=settings)
@@ -160,9 +160,9 @@ def lead(
     if len(found) == 1:
         if part is None:
             return plain
-        return with_ends(plain, half_widths(None, 1, part, settings, level=level), sign, part, pairs, 0.0, "t")
+        return with_ends(plain, half_widths(None, 1, part, settings, picked=picked), sign, part, pairs, 0.0, "t")
     variance = statistics.variance(found)
-    widths = half_widths(variance, len(found), part, settings, common=common, level=level)
+    widths = half_widths(variance, len(found), part, settings, common=common, picked=picked)
     return with_ends(plain, widths, sign, part, pairs, variance / len(found), "paired t")
 
 
@@ -183,7 +183,7 @@ def paired(best: Sample, other: Sample, runs: Sequence[tuple[str, str]]) -> tupl
     return apart(ours, theirs, (1, 1)), min(pairs_of(best.pairs), pairs_of(other.pairs))
 
 
-def by_welch(best: Sample, other: Sample, sign: float, settings: int, level: float) -> Difference:
+def by_welch(best: Sample, other: Sample, sign: float, settings: int, picked: Quantile | None) -> Difference:
     """Over seeds that differ, with the degrees of freedom of Welch and Satterthwaite."""
     sides = [list(sample.values.values()) for sample in (best, other)]
     fewest = min(map(len, sides))
@@ -195,7 +195,7 @@ def by_welch(best: Sample, other: Sample, sign: float, settings: int, level: flo
     ours, theirs = best.pair_part(best.width), other.pair_part(other.width)
     part = apart(ours, theirs, (len(sides[0]), len(sides[1]))) if ours and theirs else None
     pairs = min(pairs_of(best.pairs), pairs_of(other.pairs)) if part else 0
-    widths = half_widths(sum(each), 1, part, settings, freedom, level=level)
+    widths = half_widths(sum(each), 1, part, settings, freedom, picked=picked)
     return with_ends(plain, widths, sign, part, pairs, sum(each), "Welch t")
 
 

@@ -16,7 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orpo_exp.runs.states import State, how_many, read_result, slurm_queue, state_of
+from orpo_exp.runs.states import State, how_many, read_result, slurm_queue
 from orpo_exp.schema import Refused
 from orpo_exp.sweeps.results import points_of, reason
 from orpo_exp.sweeps.sweep_file import read_sweep
@@ -25,7 +25,7 @@ from orpo_exp.tracking.jsonl import FILE, parsed
 
 TAIL_BYTES = 32_768
 WIDE = 200  # columns where the output is no terminal
-CALM = (State.missing, State.queued, State.completed)
+CALM = (State.missing, State.queued, State.waiting, State.completed, State.set_aside)
 STYLES = {
     State.running: "bold cyan",
     State.completed: "green",
@@ -74,7 +74,7 @@ def status_table(folder: Path, most: int | None = None) -> RenderableType:
     for title in ("step", "loss", "left"):
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("why", no_wrap=True, overflow="ellipsis")
-    states = [state_of(folder / point.folder, point.job_id, queue) for point in points]
+    states = [point.state(folder, queue) for point in points]
     order = sorted(range(len(points)), key=lambda place: states[place] in CALM)
     shown = sorted(order[:most])
     for point, state in [(points[place], states[place]) for place in shown]:
@@ -82,7 +82,7 @@ def status_table(folder: Path, most: int | None = None) -> RenderableType:
         result = read_result(place) or {}
         label = ", ".join(f"{key}={value}" for key, value in point.overrides.items()) or point.folder
         progress = how_far(result, last_records(place / FILE), state)
-        why = "" if state in (State.running, State.missing) else reason(state, result, point.job_id) or ""
+        why = "" if state in (State.running, State.missing) else reason(state, result, point.job(queue)) or ""
         table.add_row(Text(label), Text(state, STYLES.get(state, "dim")), *progress, Text(why))
     others = f"; {len(points) - len(shown)} of them are not shown" if len(shown) < len(points) else ""
     return Group(table, "", Text(f"{len(points)} points: {how_many(states)}{others}"))

@@ -22,12 +22,13 @@ from typing import Any
 from orpo_exp.files import locked, write_atomically
 from orpo_exp.metrics import Direction
 from orpo_exp.schema import Refused
-from orpo_exp.sweeps.report import Headline, headline, page
-from orpo_exp.sweeps.results import Group, Point, Results, read_results
+from orpo_exp.sweeps.groups import Group, Point
+from orpo_exp.sweeps.headline import Headline, headline
+from orpo_exp.sweeps.report import page
+from orpo_exp.sweeps.results import METRIC, SAME, Results, ranking_metric, read_results
 
 log = logging.getLogger(__name__)
 
-METRIC, SAME = "rewards/accuracy", "logps/accuracy"  # what ranks; what all losses define alike
 LOCK = ".summary.lock"
 
 
@@ -65,7 +66,8 @@ def tell(folder: Path, answer: Headline) -> None:
 def write_summary(folder: Path, metric: str | None = None, direction: Direction | None = None) -> Headline:
     """Rebuild a sweep's summary in its folder, once whoever does so already has ended.
 
-    metric: what decides; None: see ranking_metric. direction: its good end; None: as the runs declare it.
+    metric: what decides; None: what the sweep was told, else see ranking_metric. direction: its good end; None: what
+    the sweep was told, else as the runs declare it.
     Raises Refused where the folder holds no runs, where no completed point has the metric that was asked for, or where
     its good end is not known.
     """
@@ -98,8 +100,8 @@ def summarise(folders: Sequence[Path], output: Path, metric: str | None, directi
     known = results.measured
     if metric and known and metric not in known:
         raise Refused(f"no completed point has the metric {metric!r}; there are {', '.join(sorted(known))}.")
-    metric = metric or ranking_metric(results)
-    direction = direction or results.metric(metric).good
+    metric = metric or results.asked or ranking_metric(results)
+    direction = direction or (results.good if metric == results.asked else None) or results.metric(metric).good
     if direction is None:
         raise Refused(f"{metric} has no end known as the good one: give --direction max or min.")
     answer = headline(results, metric, direction)
@@ -112,15 +114,6 @@ def summarise(folders: Sequence[Path], output: Path, metric: str | None, directi
     write_atomically(output / "summary.csv", as_csv(results, output))
     write_atomically(output / "summary.json", as_json(results, answer, output))
     return answer
-
-
-def ranking_metric(results: Results) -> str:
-    """What ranks where nobody says: the first of the two accuracies that all settings have and define alike; without
-    one rewards/accuracy nevertheless, or the loss where no run has that."""
-    for name in (METRIC, SAME):
-        if all(group.values(name) for group in results.groups) and len(results.definitions(name)) == 1:
-            return name
-    return "loss" if "loss" in results.measured and METRIC not in results.measured else METRIC
 
 
 def draw_pictures(results: Results, answer: Headline, output: Path) -> dict[Path, str]:

@@ -1,11 +1,12 @@
 """sweep.json: which points a sweep has."""
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from orpo_exp.files import locked, write_atomically
+from orpo_exp.runs.states import Queue, State, read_result, state_of
 from orpo_exp.schema import Refused
 
 SWEEP = "sweep.json"
@@ -15,23 +16,50 @@ LOCK = ".sweep.lock"
 @dataclass(frozen=True)
 class SweepPoint:
     """One run of a sweep. folder: its name below the sweep's. overrides: what sets it apart, key to value as typed.
-    job_id: Slurm's number for it (`123_0` in an array), None where Slurm does not run it."""
+    job_id: Slurm's number for it (`123_0` in an array), None where Slurm does not run it. later_jobs: those that go on
+    with it, one after the other."""
 
     folder: str
     overrides: dict[str, str]
     config_hash: str
     job_id: str | None = None
+    later_jobs: list[str] = field(default_factory=list)
+
+    @property
+    def jobs(self) -> list[str]:
+        """All of them, the first to begin first."""
+        return [self.job_id, *self.later_jobs] if self.job_id else []
+
+    def job(self, queue: Queue) -> str | None:
+        """The one that is running or comes next, else the last one; None where Slurm does not run it."""
+        return next((job for job in self.jobs if job in (queue or {})), self.jobs[-1] if self.jobs else None)
+
+    def state(self, sweep: Path, queue: Queue) -> State:
+        """What has become of it. sweep: the sweep's folder. queue: see slurm_queue."""
+        place = sweep / self.folder
+        if self.later_jobs:  # one that was set aside has jobs that will find so
+            result = read_result(place) or {}
+            if result.get("status") == State.set_aside and result.get("job_id") in self.jobs:
+                return State.set_aside
+        return state_of(place, self.job(queue), queue)
+
+    def submitted(self, jobs: Sequence[str]) -> "SweepPoint":
+        """The same with other jobs."""
+        return replace(self, job_id=jobs[0], later_jobs=list(jobs[1:]))
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """What sweep.json holds. swept: the keys that vary, as typed. overrides: the command's."""
+    """What sweep.json holds. swept: the keys that vary, as typed. overrides: the command's. metric, direction: what it
+    was told to be decided by, and which end of that is good."""
 
     experiment: str
     name: str
     swept: list[str]
     overrides: list[str]
     points: list[SweepPoint]
+    metric: str | None = None
+    direction: str | None = None
 
 
 def read_sweep(folder: Path) -> Sweep | None:

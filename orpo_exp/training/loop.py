@@ -38,7 +38,8 @@ class Saves(Protocol):
 class Loop:
     """Everything the loop drives, and how far it has come.
 
-    max_steps: optimizer steps in all. learning_rate: that of a step, counted from 1. note_step: called after each one.
+    max_steps: optimizer steps in all. until: the one after which it evaluates, saves and leaves.
+    learning_rate: that of a step, counted from 1. note_step: called after each one.
     weight: what the lambda schedule gave the latest step. eval_metrics: the latest evaluation.
     stopped_by: the number of the signal that made the loop leave early, the same on all ranks; 0 for none.
     note_pairs, note_test_pairs: called on all ranks with results pair by pair, of each evaluation and of the test.
@@ -55,6 +56,7 @@ class Loop:
     trackers: Trackers
     reference: Reference | None
     max_steps: int
+    until: int
     checkpoints: Saves
     stop: StopRequest
     note_step: Callable[[int], None]
@@ -67,7 +69,7 @@ class Loop:
     note_test_pairs: Callable[[PairResults], None] = lambda results: None
 
     def run(self) -> None:
-        """Train from `step` to `max_steps`; save and leave between two steps when `stop` asks for it.
+        """Train from `step` to `until`; save and leave between two steps when `stop` asks for it.
 
         Raises TrainingDiverged before an update that is not finite, and NotSaved.
         """
@@ -75,7 +77,7 @@ class Loop:
             self.weight = self.lam_schedule.weight(1)
             self.evaluate()
         with self.speed.running():
-            while self.step < self.max_steps and not self.stopped_by:
+            while self.step < self.until and not self.stopped_by:
                 self.step += 1
                 metrics = self.train_step()
                 self.note_step(self.step)
@@ -87,12 +89,13 @@ class Loop:
                     best = self.checkpoints.note(self.step, self.eval_metrics)
                 if self.step < self.max_steps:
                     self.stopped_by = self.stop.agreed(self.plugin.ranks)
-                if self.stopped_by or best or self.due(self.train.save_every):
+                waits = self.step == self.until < self.max_steps
+                if self.stopped_by or waits or best or self.due(self.train.save_every):
                     self.save()
 
     def due(self, every: int, at_end: bool = False) -> bool:
         """Whether something that happens every so many steps (0: never) happens at this one."""
-        return (every > 0 and self.step % every == 0) or (at_end and self.step == self.max_steps)
+        return (every > 0 and self.step % every == 0) or (at_end and self.step == self.until)
 
     def train_step(self) -> dict[str, float]:
         """One optimizer step on one global batch; its metrics."""

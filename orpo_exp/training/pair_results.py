@@ -1,7 +1,7 @@
 """What an evaluation comes to, pair by pair: a table with a row for each held-out pair."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from orpo_exp.columns import column
 from orpo_exp.files import written_beside
-from orpo_exp.pair_tables import PAIRS, TEXTS, read_pairs
+from orpo_exp.pair_tables import KEPT, PAIRS, TEXTS, read_pairs
 from orpo_exp.plugins import Ranks
 from orpo_exp.training.objectives import gather_rows
 from orpo_exp.training.samples import prompt_text
@@ -51,8 +51,8 @@ def gathered(step: int, ranks: Ranks, share: Share, output: LossOutput, logps: P
 class PairFiles:
     """Writes an evaluation's results pair by pair, pairs.parquet, which is always that of the latest one.
 
-    texts: all held-out pairs. every: whether each evaluation's are kept as well, as pairs/step-00000050.parquet. names:
-    of the two files.
+    texts: all held-out pairs. kept: of which steps an evaluation's are kept as well, as pairs/step-00000050.parquet.
+    names: of the two files.
 
     Columns: `row` of the data; `prompt`, 16 hexadecimal digits that are the same where prompts are; the metrics by
     their names; `chosen_logp` and `chosen_tokens`, the sum of so many tokens' log-probabilities, and so on for each
@@ -64,10 +64,10 @@ class PairFiles:
         self,
         folder: Path,
         texts: Sequence[PreferencePair],
-        every: bool = False,
+        kept: Callable[[int], bool] = lambda step: False,
         names: tuple[str, str] = (PAIRS, TEXTS),
     ) -> None:
-        self.folder, self.texts, self.every = folder, texts, every
+        self.folder, self.texts, self.kept = folder, texts, kept
         self.pairs, self.shown = (folder / name for name in names)
 
     def write(self, results: PairResults) -> None:
@@ -86,10 +86,10 @@ class PairFiles:
         if not self.shown.exists():
             self._write_texts()
         paths = [self.pairs]
-        if self.every:
-            (self.folder / "pairs").mkdir(exist_ok=True)
-            paths.append(self.folder / "pairs" / f"step-{results.step:08d}.parquet")
+        if self.kept(results.step):
+            paths.append(self.folder / KEPT.format(results.step))
         for path in paths:
+            path.parent.mkdir(exist_ok=True)
             with written_beside(path) as beside:
                 parquet.write_table(table, beside)
 

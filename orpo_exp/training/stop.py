@@ -16,6 +16,10 @@ class Stopped(Exception):
         self.number = number
 
 
+class Waiting(Exception):
+    """The run has come as far as it was told to, and saved; it is gone on with later."""
+
+
 class StopRequest:
     """Set by a signal; nothing else happens in the handler. A second SIGINT leaves at once.
 

@@ -11,7 +11,7 @@ import scipy.stats
 from sweeps.builder import make_pairs
 
 from orpo_exp.sweeps.held_out import HeldOut, pair_part
-from orpo_exp.sweeps.intervals import PairPart, critical, half_widths, residual, variance_of_mean
+from orpo_exp.sweeps.intervals import PairPart, ahead_of_one, critical, half_widths, residual, variance_of_mean
 from orpo_exp.sweeps.statistics import Sample, estimate, leads
 
 RNG = numpy.random.default_rng(0)
@@ -204,3 +204,18 @@ def test_made_up_sweeps_are_told_as_they_are_and_were_not_before(simulation, set
     assert wrong < 5
     assert covered_before < 90
     assert wrong_before > 20
+
+
+# Dunnett's table of 1955, one-sided, 5%: of 1 to 5 settings beside the given one
+DUNNETT = {5: (2.02, 2.44, 2.68, 2.85, 2.98), 10: (1.81, 2.15, 2.34, 2.47, 2.56), 20: (1.72, 2.03, 2.19, 2.30, 2.39)}
+
+
+@pytest.mark.parametrize("freedom", DUNNETT)
+def test_the_lead_over_a_given_setting_is_dunnetts(freedom):
+    found = [ahead_of_one(others + 1, freedom, 0.05) for others in range(1, 6)]
+    assert found == pytest.approx(DUNNETT[freedom], abs=0.006)
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 4.5, 300])
+def test_of_two_settings_it_is_students_t(freedom):
+    assert ahead_of_one(2, freedom, 0.025) == pytest.approx(scipy.stats.t.ppf(0.975, freedom), rel=1e-4)

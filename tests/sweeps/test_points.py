@@ -174,7 +174,7 @@ def test_a_job_that_slurm_has_not_ended_is_left_alone(tmp_path, monkeypatch):
     folder = tmp_path / "s"
     (point,) = planned(folder, "seed=7").sweep.points
     make_run(folder / point.folder, {}, status="interrupted", job_id="12_0")
-    note_jobs(folder, {point.folder: "12_0"})
+    note_jobs(folder, {point.folder: ["12_0"]})
     monkeypatch.setattr("orpo_exp.sweeps.points.slurm_queue", lambda: {"12_0": "RUNNING"})
     assert planned(folder, "seed=7").to_run == []
     monkeypatch.setattr("orpo_exp.sweeps.points.slurm_queue", dict)
@@ -187,7 +187,7 @@ def test_a_job_that_slurm_has_not_ended_is_left_alone(tmp_path, monkeypatch):
 def test_while_slurm_does_not_answer_nothing_is_submitted_again(tmp_path, monkeypatch, point, refused):
     folder = tmp_path / "s"
     (known,) = planned(folder, "seed=7").sweep.points
-    note_jobs(folder, {known.folder: "12_0"})
+    note_jobs(folder, {known.folder: ["12_0"]})
     if point:
         make_run(folder / known.folder, {}, job_id="12_0", **point)
     monkeypatch.setattr("orpo_exp.sweeps.points.slurm_queue", lambda: None)

@@ -2,7 +2,8 @@ import pytest
 from sweeps.builder import make_run, make_sweep
 
 from orpo_exp.sweeps.conditions import canonical
-from orpo_exp.sweeps.results import ordered, read_results
+from orpo_exp.sweeps.groups import ordered
+from orpo_exp.sweeps.results import read_results
 
 
 def config(loss="orpo", seed=0, lam=0.1, **values):

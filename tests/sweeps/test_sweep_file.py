@@ -17,7 +17,7 @@ def test_points_planned_at_the_same_time_are_all_kept(tmp_path):
     add_points(tmp_path, sweep(0, 1))
     mine, theirs = sweep(0, 1, 2), sweep(0, 1, 3, swept=("seed", "loss.lam"))
     add_points(tmp_path, theirs)
-    note_jobs(tmp_path, {"seed=0": "7_0", "seed=3": "7_1"})
+    note_jobs(tmp_path, {"seed=0": ["7_0"], "seed=3": ["7_1"]})
     written = add_points(tmp_path, replace(mine, swept=["train.epochs", "seed"]))
     assert written == read_sweep(tmp_path)
     assert [(point.folder, point.job_id) for point in written.points] == [
@@ -46,7 +46,7 @@ def test_two_that_change_it_do_so_one_after_the_other(tmp_path):
 
     def other():
         begun.wait()
-        note_jobs(tmp_path, {"seed=1": "9"})
+        note_jobs(tmp_path, {"seed=1": ["9"]})
         done.set()
 
     thread = threading.Thread(target=other)
