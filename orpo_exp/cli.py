@@ -1,11 +1,12 @@
 """The command line: compose, check, start the run or the sweep."""
 
-import dataclasses
 import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,9 @@ from orpo_exp.schema import ConfigError, Refused
 from orpo_exp.sweeps.points import Combination, Plan, combinations, plan, sweep_name
 from orpo_exp.sweeps.progress import GOING_ON, states
 from orpo_exp.sweeps.racing import check_race, raced
+from orpo_exp.sweeps.search import Search, check_search, decided_by, searched
+from orpo_exp.sweeps.space import has_interval, space_of
+from orpo_exp.sweeps.study import Study
 from orpo_exp.sweeps.summary import write_summary
 from orpo_exp.sweeps.sweep_file import add_points
 from orpo_exp.user_errors import ComposeError, error_page, explain
@@ -49,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.hydra_help or args.info or args.shell_completion:
             return with_hydra(args.overrides)
         if args.cfg:
-            compose(combinations(args.overrides)[0].overrides if args.multirun else args.overrides, args.config_dir)
+            compose(first_point(args.overrides).overrides if args.multirun else args.overrides, args.config_dir)
             return with_hydra(args.overrides)
         if args.multirun:
             if place is not None:
@@ -70,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"This run has completed already: {order.folder}")
                 return 0
         fetch = launcher.elsewhere() is not None
-        order = dataclasses.replace(order, data=preflight(order, fetch))
+        order = replace(order, data=preflight(order, fetch))
         if order.config.plan_only:
             from orpo_exp.planning import plan_run
 
@@ -112,13 +116,20 @@ def start(order: RunOrder, place: Place | None, launcher: Launcher) -> int:
 def planned_sweep(overrides: list[str], config_dir: str | None) -> tuple[Plan, Path, Launcher]:
     """Every point composed and checked; which of them are missing or have not completed, the sweep's folder, and who
     has them run."""
-    first = combinations(overrides)[0]
+    first = first_point(overrides)
     with named(first):
         composed = compose(first.overrides, config_dir)
         launcher = chosen_launcher(composed)
     preset: DictConfig = composed.hydra.sweeper.params or DictConfig({})
     given = {override.lstrip("+").partition("=")[0] for override in first.overrides}
     own = [f"{key!s}={values}" for key, values in preset.items() if str(key) not in given]
+    if (trials := composed.sweep.trials) is not None:
+        planned, folder = planned_search([*overrides, *own], trials, preset, composed, launcher, config_dir)
+        return replace(planned, sweep=replace(planned.sweep, overrides=overrides)), folder, launcher
+    if written := has_interval([*overrides, *own]):
+        key, _, value = written.partition("=")
+        allowed = "a list of values; or, with sweep.trials, an interval to be searched"
+        raise ConfigError(key, value, allowed, "Say how many settings to try: sweep.trials=12.")
     orders = [(point, checked_point(point, config_dir, preset)) for point in combinations([*overrides, *own])]
     launcher.check([order for _, order in orders])
     if composed.sweep.racing:
@@ -130,13 +141,47 @@ def planned_sweep(overrides: list[str], config_dir: str | None) -> tuple[Plan, P
     planned = plan(folder, orders[0][1].experiment, overrides, orders)
     if composed.sweep.racing:
         planned = raced(folder, planned)
-    inputs: dict[str, RunOrder] = {}
     for order in planned.to_run:
         has_work(order)  # refuses what lies in its folder
-        inputs.setdefault(repr((order.config.model, order.config.data, order.config.seed)), order)
+    look_at(planned.to_run, launcher)
+    return planned, folder, launcher
+
+
+def first_point(overrides: list[str]) -> Combination:
+    """A point of a sweep, to find its preset and its launcher by."""
+    return space_of(overrides).examples[0] if has_interval(overrides) else combinations(overrides)[0]
+
+
+def planned_search(
+    overrides: list[str],
+    trials: int,
+    preset: DictConfig,
+    composed: DictConfig,
+    launcher: Launcher,
+    config_dir: str | None,
+) -> tuple[Plan, Path]:
+    """A search, its intervals' ends and all its lists' values composed and checked, and its folder."""
+    space = space_of(overrides)
+    check_search(space, trials)
+    compose_point = partial(checked_point, config_dir=config_dir, preset=preset)
+    orders = [compose_point(point) for point in space.examples]
+    if any(order.config.plan_only for order in orders):
+        do = "Leave out sweep.trials, and give each key one value."
+        raise ConfigError("plan_only", True, "false with sweep.trials: what it will try is not known yet", do)
+    launcher.check(orders)
+    keys = [axis.name for axis in space.axes]
+    composed.sweep.name = composed.sweep.name or sweep_name([order.config for order in orders], [*keys, "trials"])
+    folder = Path(composed.hydra.sweep.dir).absolute()
+    study = Study(folder, space.axes, *decided_by(orders))
+    look_at(orders, launcher)
+    return searched(Search(folder, space, study, compose_point), trials, overrides, orders), folder
+
+
+def look_at(orders: Sequence[RunOrder], launcher: Launcher) -> None:
+    """Refuse what only a look at the disk can tell, once for each model, data and seed."""
+    inputs = {repr((order.config.model, order.config.data, order.config.seed)): order for order in orders}
     for order in inputs.values():
         preflight(order, launcher.elsewhere() is not None)
-    return planned, folder, launcher
 
 
 def checked_point(point: Combination, config_dir: str | None, preset: DictConfig) -> RunOrder:

@@ -33,7 +33,8 @@ class SweepConfig(Settings):
 
     name: its folder's; None: a hash of what is swept. metric, direction: the held-out metric that decides, and its good
     end; None: as summaries choose it, and as it is declared. racing: whether settings that are clearly behind are set
-    aside, after each of the rungs, shares of the steps.
+    aside, after each of the rungs, shares of the steps. trials: how many settings are tried of those that intervals and
+    lists leave open; None: all, and no interval is allowed.
     """
 
     name: str | None = None
@@ -41,9 +42,15 @@ class SweepConfig(Settings):
     direction: Direction | None = None
     racing: bool = False
     rungs: list[float] = field(default_factory=lambda: [0.25, 0.5])
+    trials: int | None = setting(None, ge=1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.racing and self.trials is not None:
+            do = "Choose one of the two."
+            raise ConfigError(
+                "racing", True, "false with sweep.trials: a search has no settings to compare at once", do
+            )
         rising = all(low < high for low, high in itertools.pairwise([0.0, *self.rungs, 1.0]))
         if not (self.rungs and rising):
             allowed = "one or several shares of the steps, above 0 and below 1, each above the one before"

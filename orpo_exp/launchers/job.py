@@ -54,6 +54,7 @@ class Job:
         code: int = entry(place, order) if ranks == 1 else start_ranks(ranks, entry, order)
         if self._sweep is not None and place.rank == 0 and code <= 128:
             try:
+                turn.ended()
                 point_ended(self._sweep)
             except Exception:
                 log.exception("the sweep's summary could not be written")

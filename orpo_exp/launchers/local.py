@@ -87,7 +87,7 @@ class Local(Launcher):
         begins.
         """
         free = self.slots([turn.like for stage in stages for turn in stage])
-        running: dict[BaseProcess, tuple[RunOrder, Slot]] = {}
+        running: dict[BaseProcess, tuple[Turn, RunOrder, Slot]] = {}
         ended: dict[str, int] = {}
         said = False
         logs = folder / "logs"
@@ -97,15 +97,17 @@ class Local(Launcher):
                 for waiting in map(deque, stages):
                     while running or (waiting and not received):
                         while waiting and free and not received:
-                            if (order := waiting.popleft().order()) is None:
+                            turn = waiting.popleft()
+                            if (order := turn.order()) is None:
                                 continue
                             slot, log = free.pop(0), logs / f"{order.folder.name}.log"
                             process = start(Job(entry, Turn(order), folder), slot, order, log)
-                            running[process] = order, slot
+                            running[process] = turn, order, slot
                             for number in received:  # while it was being started
                                 send(process, number)
                         for process in [process for process in running if process.exitcode is not None]:
-                            order, slot = running.pop(process)
+                            turn, order, slot = running.pop(process)
+                            turn.ended()
                             free.append(slot)
                             ended[order.folder.name] = shell_code(process.exitcode or 0)
                         if received and not said:

@@ -97,6 +97,7 @@ class Slurm(Launcher):
         """An array for each stage, all of them submitted now: nobody waits here for the one before."""
         arrays: list[list[str]] = []
         jobs: dict[str, list[str]] = {}
+        unknown: dict[str, str] = {}
         for stage in stages:
             tasks = [SlurmTask(entry, turn, folder) for turn in stage]
             before = array_of(arrays[-1]) if arrays else None
@@ -104,7 +105,9 @@ class Slurm(Launcher):
             for turn, job_id in zip(stage, arrays[-1], strict=True):
                 if turn.point:
                     jobs.setdefault(turn.point, []).append(job_id)
-        note_jobs(folder, jobs)
+                else:
+                    unknown[turn.name] = job_id
+        note_jobs(folder, jobs, unknown)
         spans = [
             ids[0] if len(ids) == 1 else f"{ids[0]} to {ids[-1]}, at most {self.config.array_parallelism} at a time"
             for ids in arrays
@@ -214,12 +217,13 @@ def array_of(ids: Sequence[str]) -> str:
     return ids[0].partition("_")[0]
 
 
-def note_jobs(folder: Path, ids: Mapping[str, Sequence[str]]) -> None:
-    """Write each point's jobs, by its folder's name and in the order of the stages, into sweep.json."""
+def note_jobs(folder: Path, ids: Mapping[str, Sequence[str]], later: Mapping[str, str] | None = None) -> None:
+    """Write each point's jobs, by its folder's name and in the order of the stages, into sweep.json. later: those of
+    turns whose points are not known yet."""
 
     def noted(sweep: Sweep | None) -> Sweep:
         assert sweep is not None
         points = [point.submitted(ids[point.folder]) if point.folder in ids else point for point in sweep.points]
-        return replace(sweep, points=points)
+        return replace(sweep, points=points, later=sweep.later | dict(later or {}))
 
     change_sweep(folder, noted)

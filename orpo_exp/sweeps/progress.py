@@ -73,9 +73,14 @@ class Progress:
 
 def states(folder: Path) -> dict[str, State] | None:
     """The state of each point of a sweep, by its folder's name; None where Slurm is to be asked and does not answer."""
-    points = points_of(folder, read_sweep(folder))
-    queue = slurm_queue() if any(point.job_id for point in points) else {}
-    return None if queue is None else {point.folder: current(folder, point, queue) for point in points}
+    sweep = read_sweep(folder)
+    points, later = points_of(folder, sweep), sweep.later if sweep else {}
+    queue = slurm_queue() if later or any(point.job_id for point in points) else {}
+    if queue is None:
+        return None
+    begun = {job for point in points for job in point.jobs}
+    waiting = {name: State.queued for name, job in later.items() if job in queue and job not in begun}
+    return {point.folder: current(folder, point, queue) for point in points} | waiting
 
 
 def follow(folder: Path, metric: str | None = None) -> int:

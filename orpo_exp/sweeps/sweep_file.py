@@ -51,7 +51,8 @@ class SweepPoint:
 @dataclass(frozen=True)
 class Sweep:
     """What sweep.json holds. swept: the keys that vary, as typed. overrides: the command's. metric, direction: what it
-    was told to be decided by, and which end of that is good."""
+    was told to be decided by, and which end of that is good. later: Slurm's jobs of turns whose points are not known
+    before they begin, by the turns' names."""
 
     experiment: str
     name: str
@@ -60,6 +61,7 @@ class Sweep:
     points: list[SweepPoint]
     metric: str | None = None
     direction: str | None = None
+    later: dict[str, str] = field(default_factory=dict)
 
 
 def read_sweep(folder: Path) -> Sweep | None:

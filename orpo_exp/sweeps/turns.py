@@ -15,12 +15,20 @@ class Turn:
 
     @property
     def point(self) -> str | None:
-        """The folder's name of the point that it is known to run."""
+        """The folder's name of the point that it runs, where that is known before its turn has come."""
+        return self.like.folder.name
+
+    @property
+    def name(self) -> str:
+        """What it is called among the sweep's turns."""
         return self.like.folder.name
 
     def order(self) -> RunOrder | None:
         """What is to be run, now that its turn has come, the same for all who ask; None: nothing any more."""
         return self.like
+
+    def ended(self) -> None:
+        """Note what its run has come to, now that it has ended."""
 
 
 # The turns of one stage may be taken side by side, in their order; a stage begins when the one before has ended.

@@ -211,7 +211,7 @@ def test_what_is_no_race_is_refused(overrides, key, allowed, capfd, tmp_path):
     assert not (tmp_path / "sweeps").exists()
 
 
-@pytest.mark.parallel
+@pytest.mark.slow
 def test_a_race_on_this_machine_goes_on_bit_for_bit(tmp_path, capfd):
     """A learning rate too small to learn by is set aside at the first rung; then it is finished nevertheless."""
     base = [
