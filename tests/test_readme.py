@@ -32,6 +32,7 @@ from orpo_exp.sweeps.points import combinations
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SLURM = "wants a cluster with GPUs; composed and checked here, run in tests/slurm"
+STAGES = "takes minutes; planned here, run in small in tests/sweeps and tests/slurm"
 TRL = "makes an environment with TRL in it, from the network"
 INSTALLS = "installs, from the network"
 # what is not run, and why
@@ -54,6 +55,16 @@ NOT_RUN = {
     "train.global_batch_size=256 train.micro_batch_size=8 train.save_every=100 hydra.run.dir=outputs/big "
     "hydra/launcher=slurm hydra.launcher.partition=gpu hydra.launcher.nodes=4 hydra.launcher.gpus_per_node=8 "
     "hydra.launcher.cpus_per_task=8 hydra.launcher.timeout_min=240": SLURM,
+}
+NOT_RUN |= {
+    f"python -m orpo_exp --multirun +experiment={rest}": STAGES
+    for rest in (
+        "lambda_sweep sweep.racing=true",
+        "lambda_sweep sweep.racing=true 'sweep.rungs=[0.5]' sweep.metric=nll_loss sweep.name=by_nll",
+        "quickstart data=toy_order data.split_seed=0 'loss.lam=tag(log,interval(0.01,2))' seed=0,1 sweep.trials=12",
+        "quickstart 'optimizer.lr=tag(log,interval(1e-4,1e-2))' loss=orpo,simpo sweep.trials=16 "
+        "sweep.metric=logps/accuracy",
+    )
 }
 SWEEP = re.findall(r"sweeps/lambda_sweep/([0-9a-f]{8})\b", README)[0]
 PLANS = "plan_only=true"  # trains nothing, and so needs no bounds
@@ -226,6 +237,12 @@ def test_what_wants_a_cluster_is_composed_and_checked(command):
     overrides = [word for word in command.words[3:] if word != "--multirun"]
     for point in combinations(overrides):
         assert order_of(*point.overrides).experiment == "orpo"
+
+
+@pytest.mark.parametrize("command", [command for command in WRITTEN if NOT_RUN.get(str(command)) == STAGES])
+def test_what_takes_minutes_is_planned(command):
+    planned, _, _ = planned_sweep([word for word in command.words[3:] if word != "--multirun"], None)
+    assert sum(map(len, planned.stages)) in (16, 24, 36, 54)
 
 
 @pytest.mark.parametrize("row", blocks(README, "json")[0].splitlines())
