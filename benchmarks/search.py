@@ -4,7 +4,7 @@
     uv run python benchmarks/search.py --trials 24
 
 A surface is a held-out accuracy over lambda and the learning rate, both on a log scale: a hill on a plain of 0.5, its
-top somewhere inside, beyond it a learning rate from which training diverges; what is measured has the noise of a few
+top somewhere inside, beyond it a learning rate from which training fails; what is measured has the noise of a few
 seeds. A search goes by the study that sweeps use, on disk, each trial told before the next one is asked for. Its regret
 is how much lower the true accuracy of the setting that it measured as its best is than the top. Beside it stands random
 search with as many trials on the same surfaces. Prints both medians; exits with 1 where the search's is not below the
@@ -33,13 +33,13 @@ NOISE = 0.015
 
 
 def surface(rng: numpy.random.Generator) -> Callable[[Values], float]:
-    """The true accuracy of a setting."""
+    """The true accuracy of a setting; nan where training fails."""
     top = numpy.array([rng.uniform(-1.7, 0.0), rng.uniform(-3.8, -2.4)])
 
     def truth(values: Values) -> float:
         away = (numpy.log10([float(of) for of in values]) - top) / WIDTH
         if math.log10(float(values[1])) > top[1] + DIVERGES:
-            return PLAIN
+            return math.nan
         return PLAIN + HILL * math.exp(-float((away**2).sum()) / 2)
 
     return truth
@@ -53,7 +53,8 @@ def regret(chosen: Callable[[int, dict[Values, float]], Values], trials: int, se
     for number in range(trials):
         values = chosen(number, measured)
         measured[values] = truth(values) + NOISE * rng.standard_normal()
-    return PLAIN + HILL - truth(max(measured, key=lambda values: measured[values]))
+    ended = {values: of for values, of in measured.items() if not math.isnan(of)}
+    return PLAIN + HILL - truth(max(ended, key=lambda values: ended[values]))
 
 
 def by_study(folder: Path) -> Callable[[int, dict[Values, float]], Values]:

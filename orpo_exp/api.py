@@ -60,7 +60,7 @@ class Run:
 
     @property
     def status(self) -> str:
-        """completed, failed or interrupted."""
+        """completed, failed or interrupted; of a race's points also waiting, or set aside."""
         return str(self.result["status"])
 
     @property

@@ -99,7 +99,8 @@ def follow(folder: Path, metric: str | None = None) -> int:
                 elif State.missing not in found.values() or time.monotonic() > quiet_since + QUIET_SECONDS:
                     return int(any(state not in FINE for state in found.values()))
                 progress.show()
-                by_slurm = any(point.job_id for point in points_of(folder, read_sweep(folder)))
+                sweep = read_sweep(folder)
+                by_slurm = any(point.job_id for point in points_of(folder, sweep)) or (sweep and sweep.later)
                 time.sleep(QUEUE_SECONDS if by_slurm else SHOW_SECONDS)
     except KeyboardInterrupt:
         print("The sweep goes on; the table alone was left.", file=sys.stderr)

@@ -1,5 +1,6 @@
 """Searches: a sweep whose settings are chosen one after another, from what those before came to."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ class Search:
     compose: Composed
 
     def outcome(self, values: Values) -> float | None:
-        """The mean over the seeds of what the study goes by; None before all of them have completed."""
+        """The mean over the seeds of what the study goes by; nan where one has failed, None before all have ended."""
         points = [self.listed(values, seed) for seed in self.space.seeds]
         return mean_of([self._metric(point) if point else None for point in points])
 
@@ -61,7 +62,10 @@ class Search:
 
     def _metric(self, point: SweepPoint) -> float | None:
         result = read_result(self.folder / point.folder) or {}
-        return finite(result.get("eval")).get(self.study.metric) if result.get("status") == State.completed else None
+        status = result.get("status")
+        if status == State.failed:
+            return math.nan
+        return finite(result.get("eval")).get(self.study.metric, math.nan) if status == State.completed else None
 
 
 def renewed(sweep: Sweep, new: SweepPoint) -> list[SweepPoint]:

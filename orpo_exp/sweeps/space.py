@@ -48,6 +48,10 @@ class Axis(ABC):
         """A value of the distribution's at a place from 0 to 1."""
 
     @abstractmethod
+    def holds(self, value: object) -> bool:
+        """Whether it is one of the distribution's values."""
+
+    @abstractmethod
     def text(self, value: object) -> str:
         """A value of the distribution's as one would type it."""
 
@@ -83,6 +87,10 @@ class Interval(Axis):
         return round(value) if self.whole else value
 
     @override
+    def holds(self, value: object) -> bool:
+        return isinstance(value, int | float) and self.low <= value <= self.high
+
+    @override
     def text(self, value: object) -> str:
         assert isinstance(value, int | float)
         if self.whole:
@@ -111,6 +119,10 @@ class Choice(Axis):
     @override
     def at(self, place: float) -> str:
         return self.values[min(int(place * len(self.values)), len(self.values) - 1)]
+
+    @override
+    def holds(self, value: object) -> bool:
+        return value in self.values
 
     @override
     def text(self, value: object) -> str:

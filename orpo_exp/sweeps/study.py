@@ -2,16 +2,16 @@
 
 Optuna's journal in the sweep's folder is the whole memory: any process, on any node that sees the folder, may ask for a
 trial, and gets the same values for the same number. What a trial came to is found from its runs' folders and told by
-whoever asks next. A trial that has failed, or is run just now, is taken for one that came to nothing good.
+whoever asks next. A trial that has failed is taken for as bad as the worst, but not told, for it may be run again.
 """
 
 import json
-import warnings
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orpo_exp.files import locked
 from orpo_exp.metrics import Direction
@@ -20,6 +20,7 @@ from orpo_exp.sweeps.space import Axis
 
 if TYPE_CHECKING:
     import optuna
+    from optuna.distributions import BaseDistribution
 
 JOURNAL = "trials.jsonl"
 LOCK = ".trials.lock"
@@ -27,7 +28,9 @@ SPREAD = 6  # trials that are spread over the whole space, before a model of the
 MOST_ASKED = 1000  # times, for values that were not tried yet
 
 Values = tuple[str, ...]  # of a trial, as typed, one for each axis
-Outcome = Callable[[Values], float | None]  # what a trial came to; None where that is not known (yet)
+Outcome = Callable[
+    [Values], float | None
+]  # what a trial came to; nan where it failed; None where that is not known yet
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Study:
             for _ in range(MOST_ASKED):
                 if len(known) > number:
                     return list(known.values())[number]
-                self._ask(study, len(known))
+                self._ask(study, outcome)
                 known = self._reconciled(study, outcome)
         raise AssertionError("more trials than there are settings")
 
@@ -79,17 +82,47 @@ class Study:
         good = StudyDirection.MAXIMIZE if self.direction is Direction.max else StudyDirection.MINIMIZE
         return optuna.create_study(storage=storage, study_name=name, direction=good, load_if_exists=True)
 
-    def _ask(self, study: "optuna.Study", number: int) -> None:
-        study.sampler = sampler(len(study.trials))
-        if number < SPREAD and len(study.trials) == number:
+    def _ask(self, study: "optuna.Study", outcome: Outcome) -> None:
+        distributions = {axis.name: axis.distribution for axis in self.axes}
+        number = len(study.get_trials(deepcopy=False))
+        if number < SPREAD:
             places = spread(len(self.axes))[number]
             study.enqueue_trial({axis.name: axis.at(of) for axis, of in zip(self.axes, places, strict=True)})
+        else:
+            study.enqueue_trial(self._chosen(study, outcome, distributions))
         try:
-            study.ask({axis.name: axis.distribution for axis in self.axes})
+            study.ask(distributions)
         except ValueError as error:  # other choices, or a number where there was a word
-            given = ", ".join(axis.name for axis in self.axes)
+            given = ", ".join(distributions)
             allowed = f"the keys and lists that this search was begun with ({error})"
             raise ConfigError("sweep.trials", given, allowed, "Give sweep.name=another.") from error
+
+    def _chosen(
+        self, study: "optuna.Study", outcome: Outcome, distributions: "dict[str, BaseDistribution]"
+    ) -> dict[str, Any]:
+        """Values that promise most, worked out beside the journal, where a failed trial has the worst value so far."""
+        import optuna
+        from optuna.trial import TrialState
+
+        done, under_way = TrialState.COMPLETE, TrialState.RUNNING
+        trials = study.get_trials(deepcopy=False, states=(done, under_way))
+        values = {trial.number: trial.value for trial in trials if trial.state is done}
+        if values:
+            sign = 1 if self.direction is Direction.max else -1
+            worst = min((value for value in values.values() if value is not None), key=lambda value: sign * value)
+            failed = [t.number for t in trials if math.isnan(outcome(self._values(t)) or 0.0)]
+            values |= dict.fromkeys(failed, worst)
+        beside = optuna.create_study(direction=study.direction, sampler=sampler(len(study.trials)))
+        for trial in trials:
+            if all(axis.holds(trial.params[axis.name]) for axis in self.axes):
+                value = values.get(trial.number)
+                state = under_way if value is None else done
+                known = optuna.create_trial(state=state, params=trial.params, distributions=distributions, value=value)
+                beside.add_trial(known)
+        return beside.ask(distributions).params
+
+    def _values(self, trial: "optuna.trial.FrozenTrial") -> Values:
+        return tuple(axis.text(trial.params[axis.name]) for axis in self.axes)
 
     def _reconciled(self, study: "optuna.Study", outcome: Outcome) -> dict[int, Values]:
         """The trials that count. Of several with the same values only the first does, the others are told as failed."""
@@ -100,12 +133,13 @@ class Study:
             if not trial.params.keys() >= {axis.name for axis in self.axes}:  # killed while it was asked for
                 study.tell(trial.number, state=TrialState.FAIL)
                 continue
-            values = tuple(axis.text(trial.params[axis.name]) for axis in self.axes)
+            values = self._values(trial)
             if values in known.values():
                 study.tell(trial.number, state=TrialState.FAIL)
                 continue
             known[trial.number] = values
-            if trial.state is TrialState.RUNNING and (value := outcome(values)) is not None:
+            value = outcome(values) if trial.state is TrialState.RUNNING else None
+            if value is not None and not math.isnan(value):
                 study.tell(trial.number, value)
         return known
 
@@ -113,12 +147,9 @@ class Study:
 def sampler(seed: int) -> "optuna.samplers.BaseSampler":
     """What chooses after the first trials: by a Gaussian process over all that is known, and at random as long as that
     is too little."""
-    from optuna.exceptions import ExperimentalWarning
     from optuna.samplers import GPSampler
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        return GPSampler(seed=seed, n_startup_trials=SPREAD)
+    return GPSampler(seed=seed, n_startup_trials=SPREAD)
 
 
 @cache
@@ -138,6 +169,8 @@ def without_torn_line(path: Path) -> None:
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """Their mean, None where one is not known."""
+    """Their mean; nan where one is, None where one is not known."""
     found = [value for value in values if value is not None]
+    if any(map(math.isnan, found)):
+        return math.nan
     return sum(found) / len(found) if len(found) == len(values) else None

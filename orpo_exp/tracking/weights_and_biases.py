@@ -103,7 +103,7 @@ class WandB(Tracker):
 
     @override
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Write the summary and end the W&B run: as finished where the run completed, else as failed."""
+        """Write the summary and end the W&B run: as finished where the run completed or waits, else as failed."""
         if self._run is None:
             return
         import wandb
@@ -112,7 +112,7 @@ class WandB(Tracker):
         for split in ("eval", "test"):
             self._run.summary.update({f"{split}/{name}": value for name, value in (result.get(split) or {}).items()})
         self._run.summary.update({"status": status})
-        self._run.finish(exit_code=0 if status == "completed" else 1)
+        self._run.finish(exit_code=0 if status in ("completed", "waiting") else 1)
         if wandb.run is None:  # unless someone has a run of their own in this process
             wandb.teardown()  # waits until the last number is on disk, which finish() does not
         if self.config.mode is Mode.offline:

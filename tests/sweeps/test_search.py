@@ -103,7 +103,7 @@ def test_a_trial_keeps_its_values_and_is_told_once(tmp_path):
     assert len(set(first)) == 3
     assert [study(tmp_path).trial(number, found.get) for number in range(3)] == first
     assert not told(tmp_path)
-    found |= {first[0]: 0.5, first[2]: 0.7}
+    found |= {first[0]: 0.5, first[1]: math.nan, first[2]: 0.7}  # the second has failed, and may be run again
     for _ in range(2):
         assert list(study(tmp_path).known(found.get).values()) == first
     assert sorted(told(tmp_path).values()) == [1, 1]
@@ -140,6 +140,22 @@ def test_another_metric_or_other_lists_are_another_search(tmp_path):
     with pytest.raises(ConfigError, match="lists that this search was begun with"):
         study(tmp_path, Choice("loss", ("orpo", "dpo"))).trial(1, {}.get)
     assert study(tmp_path, LOSS).known({}.get)
+
+
+def test_a_trial_that_failed_is_kept_away_from(tmp_path):
+    """Half of the space fails, and what works is best at its edge: of the later trials few go over it."""
+
+    def outcome(values):
+        x = float(values[0])
+        return math.nan if x > 0.5 else x
+
+    axis = Interval("a", 0.0, 1.0, whole=False, log=False)
+    later = [float(study(tmp_path, axis).trial(number, outcome)[0]) for number in range(12)][6:]
+    assert sum(x > 0.5 for x in later) <= 3
+    assert max(x for x in later if x <= 0.5) > 0.4
+    assert sum(told(tmp_path).values()) == sum(
+        not math.isnan(outcome(v)) for v in study(tmp_path, axis).known(outcome).values()
+    )
 
 
 def ask(folder: str, number: int) -> None:
