@@ -2,15 +2,16 @@
 
     uv run --with playwright benchmarks/report_pages.py --chromium /usr/bin/chromium --shots shots
 
-Writes the pages of a run, and of sweeps of 18 points, of 200, with failed, missing and stopped points, of one seed, and
-with hostile text, and opens each in the given Chromium at 1400 and 400 pixels. Fails where the console says anything,
-where something is asked of the network, where a page is wider than its window or larger than 3 MB, where text became
-markup, or where a control changes nothing. `--shots FOLDER` keeps pictures.
+Writes the pages of a run, and of sweeps of 18 points, of 200, with failed, missing and stopped points, of a race, of
+one seed, and with hostile text, and opens each in the given Chromium at 1400 and 400 pixels. Fails where the console
+says anything, where something is asked of the network, where a page is wider than its window or larger than 3 MB, where
+text became markup, or where a control changes nothing. `--shots FOLDER` keeps pictures.
 """
 
 import argparse
 import json
 import math
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from sweeps.builder import DECLARED, make_pairs, make_run, make_sweep
 
 from orpo_exp.pages import write_run_page
 from orpo_exp.sweeps import summary
+from orpo_exp.sweeps.racing import Race
 
 LARGEST = 3_000_000
 HOSTILE = "</script><img src=x onerror=document.title='run'><b>&amp; \u2028 ]]> \" ' `${1}`" + "x" * 300
@@ -62,6 +64,36 @@ def sweep(
     return folder / "report.html"
 
 
+def race(folder: Path) -> Path:
+    """The same of a race: of four settings one is set aside at its first rung, one at the second."""
+    rising = {"0": (0.5, 0.55, 0.6), "0.1": (0.8, 0.9, 0.95), "0.5": (0.78, 0.7, 0.8), "1": (0.75, 0.86, 0.9)}
+    points = [{"loss.lam": value, "seed": str(seed)} for value in rising for seed in range(3)]
+    places = make_sweep(folder, points)
+
+    def come_to(step: int, status: str) -> None:
+        for place, point in zip(places, points, strict=True):
+            if (place / "result.json").exists() and "set aside" in (place / "result.json").read_text():
+                continue
+            at, seed = rising[point["loss.lam"]], int(point["seed"])
+            wobble = (0.01 + 0.03 * float(point["loss.lam"])) * (seed - 1)
+            curve = [
+                {"step": of, "rewards/accuracy": at[i] + wobble} for i, of in enumerate((25, 50, 100)) if of <= step
+            ]
+            shutil.rmtree(place, ignore_errors=True)
+            metrics = {"rewards/accuracy": at[2] + wobble} if status == "completed" else {}
+            make_run(place, metrics, evaluations=curve, declared=DECLARED, seed=seed, status=status, steps=step)
+            write_run_page(place)
+
+    run = Race(folder, tuple(place.name for place in places), (0.25, 0.5))
+    come_to(25, "waiting")
+    run.decided(1)
+    come_to(50, "waiting")
+    run.decided(2)
+    come_to(100, "completed")
+    summary.write_summary(folder)
+    return folder / "report.html"
+
+
 def pages(folder: Path) -> Iterator[tuple[str, Path]]:
     """Each page by what it is of."""
     of_18 = sweep(folder / "of_18", ["0", "0.05", "0.1", "0.25", "0.5", "1"], 3, 12)
@@ -69,6 +101,7 @@ def pages(folder: Path) -> Iterator[tuple[str, Path]]:
     yield "sweep of 18", of_18
     yield "sweep of 200", sweep(folder / "of_200", [f"{i / 100:g}" for i in range(100)], 2, 2000)
     yield "unfinished", sweep(folder / "unfinished", ["0", "0.1", "0.5"], 4, 12, unfinished=True)
+    yield "race", race(folder / "race")
     yield "one seed", sweep(folder / "one_seed", ["0", "0.5"], 1, 12)
     yield "hostile", sweep(folder / "hostile", ["0", HOSTILE.replace("/", "")[:60]], 2, 12, HOSTILE, unfinished=True)
 

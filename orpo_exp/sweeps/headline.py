@@ -38,7 +38,7 @@ def headline(results: Results, metric: str, direction: Direction) -> Headline:
     said = [
         sentences(metric, direction, ranking, behind),
         *on_test_pairs(metric, ranking),
-        *race_in_a_sentence(results),
+        *on_the_race(results),
     ]
     text = " ".join(said)
     doubts = reservations(results, metric, ranking)
@@ -78,15 +78,15 @@ def on_test_pairs(metric: str, ranking: Sequence[Group]) -> list[str]:
     return [f"On the test pairs {ranking[0].name} has {in_words(found)}."] if found else []
 
 
-def race_in_a_sentence(results: Results) -> list[str]:
+def on_the_race(results: Results) -> list[str]:
     """How many settings the race has set aside, and what that is worth; nothing where there are none."""
     out = results.set_aside
     if not out:
         return []
     names = f" ({'; '.join(group.name for group in out)})" if len(out) <= MOST_NAMES else ""
     return [
-        f"A race set aside {counted(len(out), 'setting')}{names} that fell clearly behind the best one early."
-        " It was the best then: curves may cross later, and sweep.racing=false finishes them."
+        f"A race set aside {counted(len(out), 'further setting')}{names}, clearly behind the best one of an earlier"
+        " step. Curves may cross later: sweep.racing=false finishes what was set aside."
     ]
 
 

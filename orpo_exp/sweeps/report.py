@@ -7,6 +7,7 @@ from pathlib import Path
 from orpo_exp.metrics import Direction
 from orpo_exp.runs.states import State, how_many
 from orpo_exp.sweeps.decisions import Decision
+from orpo_exp.sweeps.groups import ordered
 from orpo_exp.sweeps.headline import Headline, ahead, cell, different_ways
 from orpo_exp.sweeps.results import Results
 from orpo_exp.tracking.console import number
@@ -89,7 +90,8 @@ def what_was_swept(results: Results) -> str:
     """The swept keys and their values; what else varied; what was left out."""
     lines = []
     for key in results.keys:
-        values = dict.fromkeys(group.setting[key] for group in results.groups)
+        settings = [*results.groups, *results.set_aside]
+        values = ordered(group.setting[key] for group in settings)
         lines.append(f"* `{key}`: {', '.join(values) or 'no completed point yet'}")
     seeds = dict.fromkeys(point.seed for point in results.points if point.seed)
     lines.append(f"* `seed`: {', '.join(sorted(seeds, key=lambda seed: (len(seed), seed))) or 'unknown'}")
@@ -134,7 +136,8 @@ def unfinished(results: Results, folder: Path) -> list[str]:
         place = os.path.relpath(point.folder, folder)
         rows.append([name or point.folder.name, point.state, (point.reason or "")[:300], f"`{place}`"])
     advice = (
-        "The sweep's own command, given again, runs what is missing, failed, interrupted or killed, and nothing else."
+        "The sweep's own command, given again, runs what is missing, failed, interrupted or killed, and nothing else;"
+        " with sweep.racing=false also what was set aside."
     )
     return ["## Points without a result", table(rows), advice]
 

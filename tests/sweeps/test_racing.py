@@ -180,9 +180,10 @@ def test_the_summary_tells_of_the_race(tmp_path, monkeypatch):
             ended = {"status": "completed", "steps": 100, "eval": {"rewards/accuracy": LATER[lam][seed]}}
             (place / "result.json").write_text(json.dumps(json.loads((place / "result.json").read_text()) | ended))
     text = write_summary(folder).text
-    assert "A race set aside 2 settings (loss.lam=0; loss.lam=0.5) that fell clearly behind the best one early." in text
+    assert "A race set aside 2 further settings (loss.lam=0; loss.lam=0.5), clearly behind the best one of" in text
     assert "have no result" not in text
     page = (folder / "summary.md").read_text()
+    assert "* `loss.lam`: 0, 0.1, 0.5, 1" in page
     assert "12 points are completed: 6 completed, 6 set aside" in page
     assert "After 0.5 of the steps, by rewards/accuracy (higher is better):" in page
     assert "| loss.lam=0 | 3 | 0.5000 | 0.3000 [" in page
