@@ -34,7 +34,7 @@ REFUSED = [("lam_schedule", "lam_schedule"), ("reference", "reference"), ("plugi
 SETTLED = {("reference", "auto"): {"frozen", "base"}}  # by what stands for it
 
 
-QUICK = ("quickstart", "dpo_baseline")  # one with all its values, one that needs a path; the others take a minute
+QUICK = ("quickstart",)  # the others take a minute
 MATRIX = [pytest.param(preset, marks=() if preset in QUICK else pytest.mark.slow) for preset in PRESETS]
 
 

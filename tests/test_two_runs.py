@@ -59,6 +59,7 @@ def two_runs() -> None:
     assert 0 <= results[0].metrics["logps/accuracy"] <= 1
 
 
+@pytest.mark.slow
 def test_they_leave_nothing_behind(tmp_path, pairs_file):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     command = [sys.executable, "-c", "from test_two_runs import two_runs; two_runs()"]

@@ -129,8 +129,12 @@ class Study:
         from optuna.trial import TrialState
 
         known: dict[int, Values] = {}
+        names = {axis.name for axis in self.axes}
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE)):
-            if not trial.params.keys() >= {axis.name for axis in self.axes}:  # killed while it was asked for
+            if not trial.params.keys() <= names or (trial.state is TrialState.COMPLETE and trial.params.keys() < names):
+                given, allowed = ", ".join(sorted(names)), f"{', '.join(trial.params)}: what this search was begun with"
+                raise ConfigError("sweep.trials", given, allowed, "Give sweep.name=another.")
+            if trial.params.keys() < names:  # killed while it was asked for
                 study.tell(trial.number, state=TrialState.FAIL)
                 continue
             values = self._values(trial)

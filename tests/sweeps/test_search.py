@@ -139,6 +139,8 @@ def test_another_metric_or_other_lists_are_another_search(tmp_path):
         study(tmp_path, LOSS, metric="nll_loss").trial(0, {}.get)
     with pytest.raises(ConfigError, match="lists that this search was begun with"):
         study(tmp_path, Choice("loss", ("orpo", "dpo"))).trial(1, {}.get)
+    with pytest.raises(ConfigError, match="loss: what this search was begun with"):
+        study(tmp_path, LAM).trial(0, {}.get)
     assert study(tmp_path, LOSS).known({}.get)
 
 
