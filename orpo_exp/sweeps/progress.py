@@ -23,6 +23,7 @@ QUIET_SECONDS = 30.0  # without a point that runs, after which no more is expect
 AROUND = 5  # rows of the table's head, the counts, and between them
 LEAST = 5  # of the table's other rows, before curves get any
 GOING_ON = (State.queued, State.running)
+NOT_YET = {State.missing, State.waiting}  # what may still be begun, or gone on with
 FINE = (State.completed, State.set_aside)
 
 
@@ -84,8 +85,9 @@ def states(folder: Path) -> dict[str, State] | None:
 
 
 def follow(folder: Path, metric: str | None = None) -> int:
-    """Show a sweep that is run elsewhere until none of its points is queued or running, and none that is missing is
-    begun any more: 0 if all have completed, else 1. metric: see Looks. Ctrl-C ends the showing alone: 130.
+    """Show a sweep that is run elsewhere until none of its points is queued or running, and none that is missing or
+    waits is begun any more: 0 if all have completed or are set aside, else 1; Ctrl-C ends the showing alone: 130.
+    metric: see Looks.
 
     Raises Refused where the folder holds no runs.
     """
@@ -96,7 +98,7 @@ def follow(folder: Path, metric: str | None = None) -> int:
                 found = states(folder)
                 if found is None or any(state in GOING_ON for state in found.values()):
                     quiet_since = time.monotonic()
-                elif State.missing not in found.values() or time.monotonic() > quiet_since + QUIET_SECONDS:
+                elif NOT_YET.isdisjoint(found.values()) or time.monotonic() > quiet_since + QUIET_SECONDS:
                     return int(any(state not in FINE for state in found.values()))
                 progress.show()
                 sweep = read_sweep(folder)

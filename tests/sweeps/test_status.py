@@ -2,7 +2,7 @@ import json
 
 import pytest
 from rich.console import Console
-from sweeps.builder import DEAD, make_run, make_sweep
+from sweeps.builder import DEAD, make_run, make_sweep, result
 
 from orpo_exp.sweeps import progress
 from orpo_exp.sweeps.looks import Looks, mean_curve
@@ -69,6 +69,16 @@ def test_following_ends_when_nothing_runs_and_nothing_more_begins(tmp_path, caps
     make_run(places[1], {})
     assert main([str(folder), "--follow"]) == 0
     assert main([str(tmp_path), "--follow"]) == 2
+    race = tmp_path / "race"
+    places = make_sweep(race, [{"seed": str(i)} for i in range(2)])
+    make_run(places[0], {})
+    make_run(places[1], {}, status="waiting")
+
+    def decided(seconds):
+        (places[1] / "result.json").write_text(json.dumps(result("set aside")))
+
+    monkeypatch.setattr(progress.time, "sleep", decided)
+    assert main([str(race), "--follow"]) == 0
 
 
 def test_curves_are_means_over_seeds_as_far_as_all_have_come(tmp_path):
