@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -101,7 +102,12 @@ class Slurm(Launcher):
         for stage in stages:
             tasks = [SlurmTask(entry, turn, folder) for turn in stage]
             before = array_of(arrays[-1]) if arrays else None
-            arrays.append(self.submit(folder / "logs", stage[0].like.experiment, tasks, before))
+            try:
+                arrays.append(self.submit(folder / "logs", stage[0].like.experiment, tasks, before))
+            except ConfigError:  # as none of the stages was submitted, which its message says
+                if arrays:
+                    subprocess.run(["scancel", *map(array_of, arrays)], check=False)
+                raise
             for turn, job_id in zip(stage, arrays[-1], strict=True):
                 if turn.point:
                     jobs.setdefault(turn.point, []).append(job_id)

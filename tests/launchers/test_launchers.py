@@ -88,6 +88,22 @@ def test_a_run_whose_job_still_waits_is_not_submitted_again(sbatch, tmp_path, ca
     assert main(command) == 0
 
 
+def test_where_a_stage_is_refused_none_is_submitted(sbatch, tmp_path, capfd):
+    """The first one has been by then."""
+    said = "if [ -e again ]; then echo no dependencies here >&2; exit 1; fi; touch again; echo Submitted batch job 7"
+    (tmp_path / "bin" / "sbatch").write_text(f"#!/bin/sh\n{said}\n")
+    (tmp_path / "bin" / "squeue").write_text("#!/bin/sh\n")
+    (tmp_path / "bin" / "scancel").write_text('#!/bin/sh\necho "$@" > cancelled\n')
+    (tmp_path / "bin" / "scancel").chmod(stat.S_IRWXU)
+    race = ["loss.lam=0,1", "seed=0,1", "sweep.racing=true", "train.max_steps=4"]
+    assert main(["--multirun", *TOY, SLURM, *race]) == 2
+    assert "no dependencies here" in capfd.readouterr().err
+    assert Path("cancelled").read_text() == "7\n"
+    (sweep,) = (read_sweep(path.parent) for path in tmp_path.glob("sweeps/*/*/sweep.json"))
+    assert sweep is not None
+    assert not any(point.jobs for point in sweep.points)
+
+
 @pytest.mark.parametrize("option", ["local", "slurm"])
 def test_every_key_of_a_launcher_is_explained(option):
     text = (CONF / f"{option}.yaml").read_text()
