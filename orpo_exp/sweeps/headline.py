@@ -36,7 +36,7 @@ def headline(results: Results, metric: str, direction: Direction) -> Headline:
     samples = [group.sample(metric) for group in ranking]
     behind = leads(samples[0], samples[1:], -sign) if samples else []
     said = [
-        sentences(metric, direction, ranking, behind),
+        sentences(metric, direction, ranking, behind, left=bool(results.set_aside)),
         *on_test_pairs(metric, ranking),
         *on_the_race(results),
     ]
@@ -45,15 +45,19 @@ def headline(results: Results, metric: str, direction: Direction) -> Headline:
     return Headline(metric, direction, ranking, behind, f"{text}\n\nTake care: {' '.join(doubts)}" if doubts else text)
 
 
-def sentences(metric: str, direction: Direction, ranking: Sequence[Group], behind: Sequence[Difference]) -> str:
-    """The best setting, the runner-up, and whether the seeds tell them apart."""
+def sentences(
+    metric: str, direction: Direction, ranking: Sequence[Group], behind: Sequence[Difference], left: bool
+) -> str:
+    """The best setting, the runner-up, and whether the seeds tell them apart. left: whether a race has set others
+    aside."""
     if not ranking:
         return f"No completed point has the metric {metric} yet."
     better = "higher" if direction is Direction.max else "lower"
     found = [estimate(group.sample(metric)) for group in ranking]
     best = found[0]
     if len(ranking) == 1:
-        return f"There is one setting, {ranking[0].name}: {metric} is {in_words(best)}."
+        there = "One setting is left" if left else "There is one setting"
+        return f"{there}, {ranking[0].name}: {metric} is {in_words(best)}."
     level = [group for group, mean in zip(ranking, found, strict=True) if mean.mean == best.mean]
     if len(level) > 1:
         named = f": {'; '.join(group.name for group in level)}" if len(level) <= MOST_NAMES else ""

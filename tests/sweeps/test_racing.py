@@ -251,3 +251,14 @@ def same_weights(first: Path, second: Path) -> bool:
         (first / "model" / path.name).read_bytes() == path.read_bytes()
         for path in (second / "model").glob("*.safetensors")
     )
+
+
+def test_what_is_left_of_a_race_is_said_to_be(tmp_path, monkeypatch):
+    monkeypatch.setattr("orpo_exp.sweeps.summary.draw_pictures", lambda *_: {})
+    folder = waiting(tmp_path / "s")
+    for place in folder.glob("loss*"):
+        ended = {"status": "set aside"}
+        if "lam=0.1," in place.name:
+            ended = {"status": "completed", "eval": {"rewards/accuracy": 0.9}}
+        (place / "result.json").write_text(json.dumps(json.loads((place / "result.json").read_text()) | ended))
+    assert write_summary(folder).text.startswith("One setting is left, loss.lam=0.1: rewards/accuracy is 0.9000")
