@@ -130,7 +130,7 @@ def test_a_sweep_comes_back_as_it_was_written(tmp_path):
     write_sweep(tmp_path, sweep)
     assert read_sweep(tmp_path) == sweep
     assert set(json.loads((tmp_path / "sweep.json").read_text())) == {
-        "experiment", "name", "swept", "overrides", "points", "metric", "direction",
+        "experiment", "name", "swept", "overrides", "points", "metric", "direction", "later",
     }  # fmt: skip
     assert [file.name for file in tmp_path.iterdir()] == ["sweep.json"]
 
