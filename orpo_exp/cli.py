@@ -29,7 +29,7 @@ from orpo_exp.sweeps.points import Combination, Plan, combinations, plan, sweep_
 from orpo_exp.sweeps.progress import GOING_ON, states
 from orpo_exp.sweeps.racing import check_race, raced
 from orpo_exp.sweeps.search import Search, check_search, decided_by, searched
-from orpo_exp.sweeps.space import has_interval, space_of
+from orpo_exp.sweeps.space import Space, has_interval, space_of
 from orpo_exp.sweeps.study import Study
 from orpo_exp.sweeps.summary import write_summary
 from orpo_exp.sweeps.sweep_file import add_points
@@ -124,8 +124,9 @@ def planned_sweep(overrides: list[str], config_dir: str | None) -> tuple[Plan, P
     given = {override.lstrip("+").partition("=")[0] for override in first.overrides}
     own = [f"{key!s}={values}" for key, values in preset.items() if str(key) not in given]
     if (trials := composed.sweep.trials) is not None:
-        planned, folder = planned_search([*overrides, *own], trials, preset, composed, launcher, config_dir)
-        return replace(planned, sweep=replace(planned.sweep, overrides=overrides)), folder, launcher
+        space = space_of([*overrides, *own])
+        planned, folder = planned_search(overrides, space, trials, preset, composed, launcher, config_dir)
+        return planned, folder, launcher
     if written := has_interval([*overrides, *own]):
         key, _, value = written.partition("=")
         allowed = "a list of values; or, with sweep.trials, an interval to be searched"
@@ -154,6 +155,7 @@ def first_point(overrides: list[str]) -> Combination:
 
 def planned_search(
     overrides: list[str],
+    space: Space,
     trials: int,
     preset: DictConfig,
     composed: DictConfig,
@@ -161,7 +163,6 @@ def planned_search(
     config_dir: str | None,
 ) -> tuple[Plan, Path]:
     """A search, its intervals' ends and all its lists' values composed and checked, and its folder."""
-    space = space_of(overrides)
     check_search(space, trials)
     compose_point = partial(checked_point, config_dir=config_dir, preset=preset)
     orders = [compose_point(point) for point in space.examples]

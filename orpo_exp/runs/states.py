@@ -40,6 +40,9 @@ class State(StrEnum):
     killed = "killed"
 
 
+FINE = (State.completed, State.set_aside)  # where nothing is missing and nothing went wrong
+
+
 def read_result(folder: Path) -> dict[str, Any] | None:
     """What result.json of a run's folder says, None where there is none.
 

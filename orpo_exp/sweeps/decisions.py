@@ -23,6 +23,11 @@ class Standing:
     lead: Difference | None
     out: bool
 
+    @property
+    def name(self) -> str:
+        """The setting as one would type it."""
+        return ", ".join(f"{key}={value}" for key, value in self.setting.items())
+
 
 @dataclass(frozen=True)
 class Decision:

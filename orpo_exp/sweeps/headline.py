@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from orpo_exp.metrics import Direction
-from orpo_exp.runs.states import State
+from orpo_exp.runs.states import FINE
 from orpo_exp.sweeps.groups import Group
 from orpo_exp.sweeps.results import Results
 from orpo_exp.sweeps.statistics import Difference, Estimate, estimate, leads
@@ -117,7 +117,7 @@ def different_ways(results: Results, metric: str) -> list[str]:
 
 def reservations(results: Results, metric: str, ranking: Sequence[Group]) -> list[str]:
     """What to bear in mind: what is missing, what does not compare, how few the seeds are."""
-    unfinished = sum(point.state not in (State.completed, State.set_aside) for point in results.points)
+    unfinished = sum(point.state not in FINE for point in results.points)
     said = [f"{unfinished} of {len(results.points)} points have no result."] if unfinished else []
     said += different_ways(results, metric)
     counts = [len(group.values(metric)) for group in ranking]

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from orpo_exp.runs.states import State, slurm_queue, state_of
+from orpo_exp.runs.states import FINE, State, slurm_queue, state_of
 from orpo_exp.sweeps.looks import Looks
 from orpo_exp.sweeps.points import current
 from orpo_exp.sweeps.results import points_of
@@ -24,7 +24,6 @@ AROUND = 5  # rows of the table's head, the counts, and between them
 LEAST = 5  # of the table's other rows, before curves get any
 GOING_ON = (State.queued, State.running)
 NOT_YET = {State.missing, State.waiting}  # what may still be begun, or gone on with
-FINE = (State.completed, State.set_aside)
 
 
 class Progress:
@@ -75,12 +74,11 @@ class Progress:
 def states(folder: Path) -> dict[str, State] | None:
     """The state of each point of a sweep, by its folder's name; None where Slurm is to be asked and does not answer."""
     sweep = read_sweep(folder)
-    points, later = points_of(folder, sweep), sweep.later if sweep else {}
-    queue = slurm_queue() if later or any(point.job_id for point in points) else {}
+    points = points_of(folder, sweep)
+    queue = slurm_queue() if sweep and sweep.by_slurm else {}
     if queue is None:
         return None
-    begun = {job for point in points for job in point.jobs}
-    waiting = {name: State.queued for name, job in later.items() if job in queue and job not in begun}
+    waiting = dict.fromkeys(sweep.not_begun(queue) if sweep else (), State.queued)
     return {point.folder: current(folder, point, queue) for point in points} | waiting
 
 
@@ -102,8 +100,7 @@ def follow(folder: Path, metric: str | None = None) -> int:
                     return int(any(state not in FINE for state in found.values()))
                 progress.show()
                 sweep = read_sweep(folder)
-                by_slurm = any(point.job_id for point in points_of(folder, sweep)) or (sweep and sweep.later)
-                time.sleep(QUEUE_SECONDS if by_slurm else SHOW_SECONDS)
+                time.sleep(QUEUE_SECONDS if sweep and sweep.by_slurm else SHOW_SECONDS)
     except KeyboardInterrupt:
         print("The sweep goes on; the table alone was left.", file=sys.stderr)
         return 130

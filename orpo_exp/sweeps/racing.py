@@ -156,9 +156,8 @@ def evaluated_at(folder: Path, result: Mapping[str, Any], share: float) -> dict[
 
 def why(best: Standing, behind: Standing, metric: str, share: float) -> str:
     """Why a setting is set aside, in a line."""
-    name = ", ".join(f"{key}={value}" for key, value in best.setting.items())
     return (
-        f"after {share:g} of the steps {metric} is {number(behind.mean)}, behind {name} by {cell(behind.lead)};"
+        f"after {share:g} of the steps {metric} is {number(behind.mean)}, behind {best.name} by {cell(behind.lead)};"
         " what would have come later nobody knows"
     )
 

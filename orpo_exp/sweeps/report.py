@@ -37,7 +37,7 @@ def race_rows(of: Decision) -> list[list[str]]:
     """A row for each setting that was still in the race."""
     return [
         [
-            ", ".join(f"{key}={value}" for key, value in standing.setting.items()),
+            standing.name,
             str(standing.seeds),
             number(standing.mean),
             cell(standing.lead),

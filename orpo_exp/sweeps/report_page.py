@@ -9,7 +9,7 @@ from typing import Any
 from orpo_exp.pages.document import REPORT, Block, cell, cut, last_lines, rounded, thinned, written_page
 from orpo_exp.pages.run import in_the_data, opening, read_samples
 from orpo_exp.pair_tables import TEXTS, read_texts
-from orpo_exp.runs.states import State, how_many, read_result
+from orpo_exp.runs.states import FINE, how_many, read_result
 from orpo_exp.sweeps.conditions import as_number
 from orpo_exp.sweeps.groups import Point
 from orpo_exp.sweeps.headline import Headline, ahead
@@ -26,7 +26,6 @@ MOST_POINTS, FEWEST_POINTS = 200, 12  # of one curve
 PROMPTS, SETTINGS = 8, 24  # that samples are shown of
 ANSWER = 800  # characters: so many answers are no small part of a page
 DISAGREE = 20  # pairs
-FINE = (State.completed, State.set_aside)
 
 
 def write_sweep_page(results: Results, answer: Headline, folder: Path) -> None:

@@ -53,8 +53,8 @@ class Search:
 
         def added(sweep: Sweep | None) -> Sweep:
             assert sweep is not None, "a search is written down before it is begun"
-            others = [known for known in sweep.points if known.folder != name]
-            return replace(sweep, points=[*others, new] if len(others) == len(sweep.points) else renewed(sweep, new))
+            points = {point.folder: point for point in sweep.points} | {name: new}
+            return replace(sweep, points=list(points.values()))
 
         change_sweep(self.folder, added)
         result = read_result(self.folder / name) or {}
@@ -66,11 +66,6 @@ class Search:
         if status == State.failed:
             return math.nan
         return finite(result.get("eval")).get(self.study.metric, math.nan) if status == State.completed else None
-
-
-def renewed(sweep: Sweep, new: SweepPoint) -> list[SweepPoint]:
-    """The points of a sweep, one of them in another job now."""
-    return [new if known.folder == new.folder else known for known in sweep.points]
 
 
 @dataclass(frozen=True)

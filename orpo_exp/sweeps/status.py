@@ -67,8 +67,7 @@ def status_table(folder: Path, most: int | None = None) -> RenderableType:
     """
     sweep = read_sweep(folder)
     points = points_of(folder, sweep)
-    asks = sweep is None or sweep.later or any(point.job_id for point in points)
-    queue = slurm_queue() if asks else None  # of runs it may know
+    queue = slurm_queue() if sweep is None or sweep.by_slurm else None  # of runs it may know
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("point", overflow="fold")
     table.add_column("state")
@@ -86,8 +85,7 @@ def status_table(folder: Path, most: int | None = None) -> RenderableType:
         why = "" if state in (State.running, State.missing) else reason(state, result, point.job(queue)) or ""
         table.add_row(Text(label), Text(state, STYLES.get(state, "dim")), *progress, Text(why))
     others = f"; {len(points) - len(shown)} of them are not shown" if len(shown) < len(points) else ""
-    begun = {job for point in points for job in point.jobs}
-    waiting = sum(job in (queue or {}) and job not in begun for job in (sweep.later.values() if sweep else ()))
+    waiting = len(sweep.not_begun(queue)) if sweep else 0
     others += f"; {waiting} more wait for their jobs to begin" if waiting else ""
     return Group(table, "", Text(f"{len(points)} points: {how_many(states)}{others}"))
 

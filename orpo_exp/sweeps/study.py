@@ -110,7 +110,8 @@ class Study:
         if values:
             sign = 1 if self.direction is Direction.max else -1
             worst = min((value for value in values.values() if value is not None), key=lambda value: sign * value)
-            failed = [t.number for t in trials if math.isnan(outcome(self._values(t)) or 0.0)]
+            untold = (trial for trial in trials if trial.state is under_way)
+            failed = [trial.number for trial in untold if math.isnan(outcome(self._values(trial)) or 0.0)]
             values |= dict.fromkeys(failed, worst)
         beside = optuna.create_study(direction=study.direction, sampler=sampler(len(study.trials)))
         for trial in trials:

@@ -63,6 +63,16 @@ class Sweep:
     direction: str | None = None
     later: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def by_slurm(self) -> bool:
+        """Whether Slurm runs any of it, or is to."""
+        return bool(self.later) or any(point.jobs for point in self.points)
+
+    def not_begun(self, queue: Queue) -> list[str]:
+        """The names of the turns whose jobs Slurm still holds back. queue: see slurm_queue."""
+        begun = {job for point in self.points for job in point.jobs}
+        return [name for name, job in self.later.items() if job in (queue or {}) and job not in begun]
+
 
 def read_sweep(folder: Path) -> Sweep | None:
     """The sweep of a folder, None where it has no sweep.json. Raises Refused for one that cannot be understood."""

@@ -1,5 +1,6 @@
 """The command line as a user of the cluster gives it, and waiting for what comes of it."""
 
+import signal
 import subprocess
 import sys
 import time
@@ -75,6 +76,19 @@ class Commands:
             process.kill()
         assert process.returncode == code, output
         return output
+
+    def submit(self, *arguments: str, until: str) -> str:
+        """Give a command and kill it as soon as it has printed a line with these words; what it printed."""
+        process = self.start(*arguments)
+        assert process.stdout is not None
+        said = ""
+        for line in process.stdout:
+            said += line
+            if until in line:
+                break
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return said
 
     def result(self, run: str) -> dict[str, Any]:
         """What result.json of a run says now; nothing before it has begun."""

@@ -29,15 +29,9 @@ def points(sweep: Path) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def lambda_sweep(commands: Commands) -> Path:
     """A sweep whose submitting process is killed as soon as it has said that it has submitted."""
-    process = commands.start("--multirun", "loss.lam=0,0.5", "seed=0,1", "sweep.name=lambda")
-    assert process.stdout is not None
-    said = ""
-    for line in process.stdout:
-        said += line
-        if "submitted 4 points as job" in line:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    said = commands.submit(
+        "--multirun", "loss.lam=0,0.5", "seed=0,1", "sweep.name=lambda", until="submitted 4 points as job"
+    )
     assert "submitted 4 points as job" in said, said
     commands.wait_until_ended()
     return commands.folder / "sweeps" / "quickstart" / "lambda"

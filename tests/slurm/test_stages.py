@@ -1,7 +1,6 @@
 """Races and searches on a real Slurm: all is submitted at once, and nobody waits."""
 
 import json
-import signal
 from collections import Counter
 
 import pytest
@@ -21,15 +20,7 @@ RACE = [
 
 
 def test_a_race_is_an_array_for_each_stage(commands):
-    process = commands.start(*RACE, "sweep.racing=true", "sweep.rungs=[0.5]")
-    assert process.stdout is not None
-    said = ""
-    for line in process.stdout:
-        said += line
-        if "nobody has to wait" in line:
-            break
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    said = commands.submit(*RACE, "sweep.racing=true", "sweep.rungs=[0.5]", until="nobody has to wait")
     assert "submitted 4 points as job" in said, said
     assert "then, once these have ended, 4 points as job" in said
     commands.wait_until_ended()
