@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from orpo_exp.metrics import Metric
+from orpo_exp.metrics import Direction, Metric
 from orpo_exp.pair_tables import KEPT, PAIRS, TEST_PAIRS
 from orpo_exp.runs.states import State
 from orpo_exp.sweeps.conditions import as_number
 from orpo_exp.sweeps.held_out import HeldOut
-from orpo_exp.sweeps.statistics import Estimate, Sample, estimate
+from orpo_exp.sweeps.intervals import Quantile
+from orpo_exp.sweeps.statistics import Difference, Estimate, Sample, estimate, leads
 
 SEED = "seed"
 NOWHERE = "(none)"  # the value of a key that a point's configuration does not have
@@ -109,6 +110,18 @@ def grouped(points: Iterable[Point], keys: Sequence[str]) -> tuple[list[Group], 
     orders = [ordered(name[i] for name in groups) for i in range(len(keys))]
     names = sorted(groups, key=lambda name: [order.index(value) for order, value in zip(orders, name, strict=True)])
     return [groups[name] for name in names], repeated
+
+
+def ranked(
+    groups: Sequence[Group], metric: str, direction: Direction, picked: Quantile | None = None
+) -> tuple[list[Group], list[Difference]]:
+    """The settings that have a metric, the best first, and for each but the best how it differs from the best's (best
+    less other). picked: what the lower ends of leads rest on, see `statistics.leads`."""
+    sign = -1.0 if direction is Direction.min else 1.0
+    means = [(found.mean, group) for group in groups if (found := group.estimate(metric))]
+    ranking = [group for _, group in sorted(means, key=lambda entry: -sign * entry[0])]
+    samples = [group.sample(metric) for group in ranking]
+    return ranking, leads(samples[0], samples[1:], sign, picked) if samples else []
 
 
 def ordered(values: Iterable[str]) -> list[str]:

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from orpo_exp.metrics import Direction
 from orpo_exp.runs.states import FINE
-from orpo_exp.sweeps.groups import Group
+from orpo_exp.sweeps.groups import Group, ranked
 from orpo_exp.sweeps.results import Results
-from orpo_exp.sweeps.statistics import Difference, Estimate, estimate, leads
+from orpo_exp.sweeps.statistics import Difference, Estimate, estimate
 from orpo_exp.tracking.console import number
 
 FEW = 5  # seeds; with fewer an interval rests on a guess of the spread
@@ -30,11 +30,7 @@ class Headline:
 
 def headline(results: Results, metric: str, direction: Direction) -> Headline:
     """Rank the settings and say in words what the ranking is worth."""
-    sign = -1.0 if direction is Direction.max else 1.0
-    means = {group.name: found.mean for group in results.groups if (found := group.estimate(metric))}
-    ranking = sorted((g for g in results.groups if g.name in means), key=lambda group: sign * means[group.name])
-    samples = [group.sample(metric) for group in ranking]
-    behind = leads(samples[0], samples[1:], -sign) if samples else []
+    ranking, behind = ranked(results.groups, metric, direction)
     said = [
         sentences(metric, direction, ranking, behind, left=bool(results.set_aside)),
         *on_test_pairs(metric, ranking),

@@ -5,7 +5,7 @@ what lies in the points' folders, which then rests, and writes the decision down
 wait for a stage to end, and machines need to share nothing but the sweep's folder.
 
 A setting is set aside with all its seeds where the lower end of the best one's lead over it is above 0. The leads are
-those of summaries (`statistics.leads`), of a level at which all rungs together err in 5% of races: the setting that is
+those of summaries (`groups.ranked`), of a level at which all rungs together err in 5% of races: the setting that is
 the best at a rung is set aside in no more. Of what would have come after the rung that says nothing: curves may cross.
 """
 
@@ -29,12 +29,12 @@ from orpo_exp.runs.order import RunOrder, rung_step
 from orpo_exp.runs.states import State, read_result
 from orpo_exp.schema import ConfigError, Refused
 from orpo_exp.sweeps.decisions import RACES, Decision, Standing, out_of, read_decisions
-from orpo_exp.sweeps.groups import SEED, Group, Point, grouped
+from orpo_exp.sweeps.groups import SEED, Group, Point, grouped, ranked
 from orpo_exp.sweeps.headline import ahead, cell
 from orpo_exp.sweeps.intervals import Quantile, ahead_of_one
 from orpo_exp.sweeps.points import Combination, Plan
 from orpo_exp.sweeps.results import Results, finite, ranking_metric, read_results
-from orpo_exp.sweeps.statistics import leads
+from orpo_exp.sweeps.statistics import estimate
 from orpo_exp.sweeps.turns import Turn
 from orpo_exp.tracking.console import number
 from orpo_exp.tracking.jsonl import FILE, read_metrics
@@ -95,7 +95,7 @@ class Race:
         direction = self.direction or so_far.metric(metric).good
         if direction is None:
             raise Refused(f"{metric} has no end known as the good one: give sweep.direction=max or min.")
-        standings = ranked(so_far.groups, metric, direction, lower_end(len(self.rungs)))
+        standings = compared(so_far.groups, metric, direction, lower_end(len(self.rungs)))
         behind = {tuple(of.setting.values()): of for of in standings if of.out}
         set_aside = {
             point.folder.name: why(standings[0], of, metric, share)
@@ -111,20 +111,15 @@ def lower_end(rungs: int) -> Quantile:
     return partial(ahead_of_one, wrong=WRONG / rungs)
 
 
-def ranked(groups: Sequence[Group], metric: str, direction: Direction, picked: Quantile) -> list[Standing]:
+def compared(groups: Sequence[Group], metric: str, direction: Direction, picked: Quantile) -> list[Standing]:
     """The settings, the best first, and which of them are to be set aside: two seeds at least say so, seed by seed."""
-    sign = -1.0 if direction is Direction.min else 1.0
-    means = [(group, found.mean) for group in groups if (found := group.estimate(metric))]
-    means.sort(key=lambda entry: -sign * entry[1])
-    if not means:
-        return []
-    samples = [group.sample(metric) for group, _ in means]
-    (best, mean), *others = means
-    standings = [Standing(best.setting, len(best.points), mean, None, False)]
-    for (group, of), behind in zip(others, leads(samples[0], samples[1:], sign, picked), strict=True):
-        lead = ahead(behind, direction)
-        out = lead.common and lead.n > 1 and lead.low is not None and lead.low > 0
-        standings.append(Standing(group.setting, len(group.points), of, lead, out))
+    ranking, behind = ranked(groups, metric, direction, picked)
+    standings = []
+    for place, group in enumerate(ranking):
+        lead = ahead(behind[place - 1], direction) if place else None
+        out = lead is not None and lead.common and lead.n > 1 and lead.low is not None and lead.low > 0
+        mean = estimate(group.sample(metric)).mean
+        standings.append(Standing(group.setting, len(group.points), mean, lead, out))
     return standings
 
 

@@ -99,7 +99,7 @@ def searched(search: Search, trials: int, overrides: list[str], examples: Sequen
     """What a command's trials come to in the sweep's folder: those that have not completed, and are not under way."""
     sweep = read_sweep(search.folder)
     queue = slurm_queue()
-    begun = list(search.study.known(search.outcome).values())
+    begun = search.study.known(search.outcome)
     states: Counter[State] = Counter()
     turns = []
     for number in range(trials):

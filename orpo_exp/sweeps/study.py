@@ -28,9 +28,8 @@ SPREAD = 6  # trials that are spread over the whole space, before a model of the
 MOST_ASKED = 1000  # times, for values that were not tried yet
 
 Values = tuple[str, ...]  # of a trial, as typed, one for each axis
-Outcome = Callable[
-    [Values], float | None
-]  # what a trial came to; nan where it failed; None where that is not known yet
+# what a trial came to; nan where it failed; None where that is not known yet
+Outcome = Callable[[Values], float | None]
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,15 @@ class Study:
             known = self._reconciled(study, outcome)
             for _ in range(MOST_ASKED):
                 if len(known) > number:
-                    return list(known.values())[number]
+                    return known[number]
                 self._ask(study, outcome)
                 known = self._reconciled(study, outcome)
         raise AssertionError("more trials than there are settings")
 
-    def known(self, outcome: Outcome) -> dict[int, Values]:
-        """The values of each trial so far by Optuna's number, in their order, the outcomes told that were not; nothing
-        before the first."""
+    def known(self, outcome: Outcome) -> list[Values]:
+        """The values of each trial so far, in their order, the outcomes told that were not; none before the first."""
         if not (self.folder / JOURNAL).exists():
-            return {}
+            return []
         with locked(self.folder / LOCK):
             return self._reconciled(self._study(), outcome)
 
@@ -125,11 +123,11 @@ class Study:
     def _values(self, trial: "optuna.trial.FrozenTrial") -> Values:
         return tuple(axis.text(trial.params[axis.name]) for axis in self.axes)
 
-    def _reconciled(self, study: "optuna.Study", outcome: Outcome) -> dict[int, Values]:
-        """The trials that count. Of several with the same values only the first does, the others are told as failed."""
+    def _reconciled(self, study: "optuna.Study", outcome: Outcome) -> list[Values]:
+        """The values of the trials that count; those that another one has tried before count as failed."""
         from optuna.trial import TrialState
 
-        known: dict[int, Values] = {}
+        known: list[Values] = []
         names = {axis.name for axis in self.axes}
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE)):
             if not trial.params.keys() <= names or (trial.state is TrialState.COMPLETE and trial.params.keys() < names):
@@ -139,10 +137,10 @@ class Study:
                 study.tell(trial.number, state=TrialState.FAIL)
                 continue
             values = self._values(trial)
-            if values in known.values():
+            if values in known:
                 study.tell(trial.number, state=TrialState.FAIL)
                 continue
-            known[trial.number] = values
+            known.append(values)
             value = outcome(values) if trial.state is TrialState.RUNNING else None
             if value is not None and not math.isnan(value):
                 study.tell(trial.number, value)
