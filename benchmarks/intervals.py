@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy
 from scipy.stats import binom, norm, t
 
-from orpo_exp.sweeps.intervals import PairPart, critical, half_widths, residual, variance_of_mean
+from orpo_exp.sweeps.intervals import PairPart, Quantile, critical, half_widths, residual, variance_of_mean
 
 COVERS, WRONG, WIDER, SURE = 0.93, 0.05, 1.3, 0.001
 PAIR, CHANCE, LUCK = 1.0, 0.3, 0.1  # deviations: of a pair, of chance, of what a seed does to all settings
@@ -129,6 +129,46 @@ def pair_part(cell: Cell, differences: numpy.ndarray, which: numpy.ndarray) -> P
     return PairPart(within, between, float(shared.mean()), n)
 
 
+@dataclass(frozen=True)
+class Leads:
+    """Of the best setting of each made-up sweep over the others. best: (sweeps,) its place. of_seeds: (sweeps, S, K).
+    lead, below, above: (sweeps, S), how far it is ahead, and how far the interval reaches down and up."""
+
+    best: numpy.ndarray
+    of_seeds: numpy.ndarray
+    lead: numpy.ndarray
+    below: numpy.ndarray
+    above: numpy.ndarray
+
+    @property
+    def rivals(self) -> numpy.ndarray:
+        """(sweeps, S): the settings that are not the best."""
+        found: numpy.ndarray = self.best[:, None] != numpy.arange(self.lead.shape[1])
+        return found
+
+
+def leads_of(
+    cell: Cell,
+    outcomes: numpy.ndarray,
+    which: numpy.ndarray,
+    rng: numpy.random.Generator,
+    picked: Quantile | None = None,
+) -> Leads:
+    """What summaries find in outcomes (sweeps, S, K, n), S settings or fewer; picked: what the lower ends rest on."""
+    count, settings = outcomes.shape[:2]
+    seeds, each = outcomes.mean(-1), numpy.arange(count)
+    means = seeds.mean(-1)
+    # of settings that are level any may come first
+    best = (means + 1e-9 * rng.random(means.shape)).argmax(-1)
+    of_seeds = seeds[each, best][:, None] - seeds
+    part = pair_part(cell, outcomes[each, best][:, None] - outcomes, which)
+    several = cell.seeds > 1
+    variance = of_seeds.var(-1, ddof=1) if several else None
+    common = 2 * residual(seeds)[:, None] if several and settings > 2 else None
+    below, above = half_widths(variance, cell.seeds, part, settings, common=common, picked=picked)
+    return Leads(best, of_seeds, of_seeds.mean(-1), below, above)
+
+
 def before(differences: numpy.ndarray) -> numpy.ndarray:
     """Half-widths of the version before, from each seed's differences (sweeps, S, K)."""
     k = differences.shape[-1]
@@ -146,22 +186,11 @@ def tried(cell: Cell, sweeps: int, rng: numpy.random.Generator) -> tuple[list[st
     while done < sweeps:
         count = min(size, sweeps - done)
         outcomes, which, truth = drawn(cell, count, rng)
-        seeds = outcomes.mean(-1)
-        means, each = seeds.mean(-1), numpy.arange(count)
-        # of settings that are level any may come first
-        best = (means + 1e-9 * rng.random(means.shape)).argmax(-1)
-        differences = outcomes[each, best][:, None] - outcomes
-        of_seeds = seeds[each, best][:, None] - seeds
-        lead, true = of_seeds.mean(-1), truth[each, best][:, None] - truth
-        rivals = numpy.ones(lead.shape, bool)
-        rivals[each, best] = False
-        part = pair_part(cell, differences, which)
-        several = cell.seeds > 1
-        variance = of_seeds.var(-1, ddof=1) if several else None
-        common = 2 * residual(seeds)[:, None] if several and cell.settings > 2 else None
-        below, above = half_widths(variance, cell.seeds, part, cell.settings, common=common)
-        half = before(of_seeds)
-        for i, (low, high) in enumerate([(lead - below, lead + above), (lead - half, lead + half)]):
+        found = leads_of(cell, outcomes, which, rng)
+        lead, rivals = found.lead, found.rivals
+        true = truth[numpy.arange(count), found.best][:, None] - truth
+        half = before(found.of_seeds)
+        for i, (low, high) in enumerate([(lead - found.below, lead + found.above), (lead - half, lead + half)]):
             missed = ((true < low - 1e-12) | (true > high + 1e-12)) & rivals
             wrong = (low > 0) & (true <= 1e-12) & rivals
             counts[i] += missed.sum(), wrong.any(-1).sum()
@@ -176,7 +205,7 @@ def tried(cell: Cell, sweeps: int, rng: numpy.random.Generator) -> tuple[list[st
     wider = widths[0] / widths[1] if widths[1] else math.inf
     narrow = wider <= WIDER or not sound or cell.seeds == 1 or (cell.seeds == 2 and cell.sets == "own")
     row = [cell.name, f"{100 * (1 - missed / leads):.1f}", f"{100 * wrong / sweeps:.1f}"]
-    if several:
+    if cell.seeds > 1:
         row += [f"{100 * (1 - missed_before / leads):.1f}", f"{100 * wrong_before / sweeps:.1f}"]
         row += [f"{wider:.2f}{'' if sound else ' (before does not hold)'}"]
     else:

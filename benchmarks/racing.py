@@ -25,7 +25,6 @@ import intervals as sweeps
 import numpy
 from scipy.stats import binom, norm
 
-from orpo_exp.sweeps.intervals import half_widths, residual
 from orpo_exp.sweeps.racing import WRONG, lower_end
 
 SAVED, SURE = 0.40, 0.001
@@ -105,20 +104,9 @@ def behind(
     count, settings = outcomes.shape[:2]
     if settings == 1:
         return numpy.zeros((count, 1), bool)
-    seeds, each = outcomes.mean(-1), numpy.arange(count)
-    means = seeds.mean(-1)
-    best = (means + 1e-9 * rng.random(means.shape)).argmax(-1)
-    differences = outcomes[each, best][:, None] - outcomes
-    of_seeds = seeds[each, best][:, None] - seeds
-    part = sweeps.pair_part(of, differences, which)
-    variance = of_seeds.var(-1, ddof=1)
-    common = 2 * residual(seeds)[:, None] if settings > 2 else None
-    picked = lower_end(len(RUNGS))
-    below, _ = half_widths(variance, of.seeds, part, settings, common=common, picked=picked)
-    lead = of_seeds.mean(-1)
-    found: numpy.ndarray = lead - below > 0
-    found[each, best] = False
-    return found
+    found = sweeps.leads_of(of, outcomes, which, rng, lower_end(len(RUNGS)))
+    clear: numpy.ndarray = (found.lead - found.below > 0) & found.rivals
+    return clear
 
 
 def raced(cell: Cell, races: int, rng: numpy.random.Generator) -> tuple[int, float, int]:
