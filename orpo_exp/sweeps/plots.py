@@ -154,8 +154,8 @@ def draw_settings(
 def limit(
     ax: "Axes", groups: Sequence[Group], metric: str, bounds: tuple[float | None, float | None] = (None, None)
 ) -> bool:
-    """Fit the vertical axis to the seeds, for an interval may be twenty times as wide, and reach beyond what the metric
-    can be. True where a bar is cut."""
+    """Fit the vertical axis to the seeds, for an interval may be twenty times as wide, and to what the metric can be.
+    True where a bar is cut."""
     seeds = [value for group in groups for value in group.values(metric).values()]
     margin = 0.6 * (max(seeds) - min(seeds)) or 0.05 * abs(seeds[0]) or 0.1
     low, high = min(seeds) - margin, max(seeds) + margin
@@ -193,7 +193,8 @@ def heat_map(results: Results, across: str, down: str, metric: str) -> "Figure":
                 continue
             text, ink = number(estimate.mean), "white" if brightness[y, x] < 0.5 else "black"
             if estimate.low is not None and estimate.high is not None:
-                text += f"\n± {(estimate.high - estimate.low) / 2:.2g}"
+                half = f"± {(estimate.high - estimate.low) / 2:.2g}"
+                text += "\n" + (half if estimate.symmetric else f"[{number(estimate.low)}, {number(estimate.high)}]")
             ax.text(x, y, text, ha="center", va="center", color=ink, fontsize=8)
     ax.set_xticks(range(len(columns)), columns, rotation=35 if max(map(len, columns)) > 9 else 0)
     ax.set_yticks(range(len(rows)), rows)

@@ -38,9 +38,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over n seeds. deviation: the standard deviation of single seeds; low, high: the 95% interval of the mean;
-    method: how the interval was found. All three are None where nothing tells of chance. pairs: how many held-out pairs
-    the interval takes for a sample of all pairs; 0: it knows of seeds alone."""
+    """A mean over n seeds. deviation: the standard deviation of single seeds; low, high: the 95% interval of the mean,
+    as far as the metric's bounds; method: how it was found. All three are None where nothing tells of chance. pairs:
+    how many held-out pairs the interval takes for a sample of all pairs; 0: it knows of seeds alone."""
 
     n: int
     mean: float
@@ -52,8 +52,10 @@ class Estimate:
 
     @property
     def symmetric(self) -> bool:
-        """The interval reaches as far up as down; a bootstrap's need not."""
-        return not self.method.startswith("bootstrap")
+        """The interval reaches as far up as down; a bootstrap's need not, nor one that ends where the metric does."""
+        if self.low is None or self.high is None:
+            return True
+        return math.isclose(self.high - self.mean, self.mean - self.low, rel_tol=1e-9)
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,10 @@ def estimate(sample: Sample) -> Estimate:
     if not below:
         return Estimate(n, mean, deviation, method=ALIKE)
     pairs = pairs_of(sample.pairs)
+    # beyond its bounds there is no mean; where a value lies beyond what was declared, that is no bound
     ends = float(mean - below), float(mean + above)
+    ends = ends if low is None else (max(ends[0], min(low, mean)), ends[1])
+    ends = ends if high is None else (ends[0], min(ends[1], max(high, mean)))
     return Estimate(n, mean, deviation, *ends, "Student's t, " + counted(n, pairs), pairs)
 
 

@@ -61,7 +61,7 @@ def test_the_setting_that_was_chosen_is_told_on_the_test_pairs_as_well(tmp_path)
             make_pairs(run, {"rewards/accuracy": [1.0] * right + [0.0] * (20 - right)}, file="test_pairs.parquet")
     answer = write_summary(folder)
     assert "Best by rewards/accuracy (higher is better): loss.lam=1" in answer.text
-    assert "On the test pairs loss.lam=1 has 0.6250 ± " in answer.text
+    assert "On the test pairs loss.lam=1 has 0.6250 [" in answer.text
     assert "(95% interval, Student's t, 2 seeds and 20 pairs)" in answer.text.rpartition("On the test pairs")[2]
     assert content(folder)["settings"][1]["test"]["rewards/accuracy"]["mean"] == pytest.approx(0.625)
     assert content(folder)["points"][0]["test"] == {"rewards/accuracy": 0.9}

@@ -135,7 +135,8 @@ def test_agreement_is_no_certainty(tmp_path):
     assert found.mean == 1.0
     # two right and two wrong ones added to each side (Agresti and Coull), seeds that do not vary
     proportion = 42 / 44
-    assert found.high - found.mean == pytest.approx(T[39] * math.sqrt(proportion * (1 - proportion) / 43))
+    assert found.mean - found.low == pytest.approx(T[39] * math.sqrt(proportion * (1 - proportion) / 43))
+    assert found.high == 1.0
     (lead,) = leads(alike[0], alike[1:], 1.0)
     assert lead.high - lead.mean == pytest.approx(T[39] * math.sqrt(2 / 42 / 41))
     assert not lead.clear

@@ -45,6 +45,22 @@ def test_few_seeds_get_students_interval():
     assert found.method == "Student's t, 3 seeds"
 
 
+def test_an_interval_ends_where_the_metric_does():
+    half = 4.302653 * 0.01  # deviation 0.01 sqrt(3)
+    values = {"0": 0.97, "1": 1.0, "2": 0.97}
+    found = of_sample(Sample(values, bounds=(0.0, 1.0)))
+    assert (found.low, found.high) == (pytest.approx(0.98 - half, rel=1e-6), 1.0)
+    assert not found.symmetric
+    for bounds in ((0.0, None), (None, None), (0.0, 2.0)):
+        found = of_sample(Sample(values, bounds=bounds))
+        assert found.high == pytest.approx(0.98 + half, rel=1e-6)
+        assert found.symmetric
+    below = of_sample(Sample({seed: -value for seed, value in values.items()}, bounds=(-1.0, 0.0)))
+    assert (below.low, below.high) == (-1.0, pytest.approx(half - 0.98, rel=1e-6))
+    beyond = of_sample(Sample(values, bounds=(0.0, 0.5)))  # declared wrongly
+    assert beyond.low < beyond.mean == beyond.high
+
+
 def test_one_seed_has_no_interval():
     found = estimate([0.7])
     assert (found.mean, found.deviation, found.low, found.high, found.method) == (

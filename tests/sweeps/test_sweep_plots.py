@@ -83,12 +83,23 @@ def swept(folder, *metrics):
 
 
 def test_an_axis_ends_where_its_metric_does(tmp_path):
-    """The first interval reaches from 0.823 to 1.110: 0.9667 and 4.303 times 0.0577 / sqrt(3)."""
+    """And so does the first interval, of 0.9667 and 4.303 times 0.0577 / sqrt(3), which would reach up to 1.110."""
     results = swept(tmp_path, *({METRIC: share} for share in (0.9, 1.0, 1.0, 0.8, 0.85, 0.9)))
     (ax,) = against(results, "loss.lam", None, [METRIC]).axes
     low, high = ax.get_ylim()
     assert 0 < low < 0.8
     assert 1.0 < high < 1.02
+    assert max(float(top) for bar in ax.collections for _, top in bar.get_segments()[0]) == 1.0
+    assert "cut off" not in ax.get_title()
+
+
+def test_bars_that_reach_far_beyond_the_seeds_are_cut_off_and_that_is_said(tmp_path):
+    """The first one reaches from -3.6 to 9.6: 3 and 4.303 times sqrt(7 / 3)."""
+    results = swept(tmp_path, *({"rewards/margin": margin} for margin in (1.0, 2.0, 6.0, 3.0, 3.0, 3.1)))
+    (ax,) = against(results, "loss.lam", None, ["rewards/margin"]).axes
+    low, high = ax.get_ylim()
+    assert -3.6 < low < 1.0
+    assert 6.0 < high < 9.6
     assert "cut off" in ax.get_title()
 
 
