@@ -52,6 +52,11 @@ def canonical(value: Any) -> str:
     return f"{parsed:.12g}" if abs(parsed) < 2**53 else text
 
 
+def as_typed(settings: Mapping[str, str]) -> str:
+    """Settings as one would type them."""
+    return ", ".join(f"{key}={value}" for key, value in settings.items())
+
+
 def as_number(text: str) -> float | None:
     """The number a value is, None for a word."""
     try:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orpo_exp.metrics import Direction
+from orpo_exp.sweeps.conditions import as_typed
 from orpo_exp.sweeps.statistics import Difference
 
 RACES = "races"  # the folder of their files
@@ -26,7 +27,7 @@ class Standing:
     @property
     def name(self) -> str:
         """The setting as one would type it."""
-        return ", ".join(f"{key}={value}" for key, value in self.setting.items())
+        return as_typed(self.setting)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from orpo_exp.metrics import Direction, Metric
 from orpo_exp.pair_tables import KEPT, PAIRS, TEST_PAIRS
 from orpo_exp.runs.states import State
-from orpo_exp.sweeps.conditions import as_number
+from orpo_exp.sweeps.conditions import as_number, as_typed
 from orpo_exp.sweeps.held_out import HeldOut
 from orpo_exp.sweeps.intervals import Quantile
 from orpo_exp.sweeps.statistics import Difference, Estimate, Sample, estimate, leads
@@ -67,7 +67,7 @@ class Group:
     @property
     def name(self) -> str:
         """The setting as one would type it."""
-        return ", ".join(f"{key}={value}" for key, value in self.setting.items()) or "all seeds"
+        return as_typed(self.setting) or "all seeds"
 
     def values(self, metric: str) -> dict[str, float]:
         """A metric by seed."""
@@ -118,10 +118,12 @@ def ranked(
     """The settings that have a metric, the best first, and for each but the best how it differs from the best's (best
     less other). picked: what the lower ends of leads rest on, see `statistics.leads`."""
     sign = -1.0 if direction is Direction.min else 1.0
-    means = [(found.mean, group) for group in groups if (found := group.estimate(metric))]
-    ranking = [group for _, group in sorted(means, key=lambda entry: -sign * entry[0])]
-    samples = [group.sample(metric) for group in ranking]
-    return ranking, leads(samples[0], samples[1:], sign, picked) if samples else []
+    found = [(group, sample) for group in groups if (sample := group.sample(metric)).values]
+    found.sort(key=lambda of: -sign * of[1].mean)
+    if not found:
+        return [], []
+    (_, best), *others = found
+    return [group for group, _ in found], leads(best, [sample for _, sample in others], sign, picked)
 
 
 def ordered(values: Iterable[str]) -> list[str]:

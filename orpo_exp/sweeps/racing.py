@@ -34,7 +34,6 @@ from orpo_exp.sweeps.headline import ahead, cell
 from orpo_exp.sweeps.intervals import Quantile, ahead_of_one
 from orpo_exp.sweeps.points import Combination, Plan
 from orpo_exp.sweeps.results import Results, finite, ranking_metric, read_results
-from orpo_exp.sweeps.statistics import estimate
 from orpo_exp.sweeps.turns import Turn
 from orpo_exp.tracking.console import number
 from orpo_exp.tracking.jsonl import FILE, read_metrics
@@ -118,8 +117,7 @@ def compared(groups: Sequence[Group], metric: str, direction: Direction, picked:
     for place, group in enumerate(ranking):
         lead = ahead(behind[place - 1], direction) if place else None
         out = lead is not None and lead.common and lead.n > 1 and lead.low is not None and lead.low > 0
-        mean = estimate(group.sample(metric)).mean
-        standings.append(Standing(group.setting, len(group.points), mean, lead, out))
+        standings.append(Standing(group.setting, len(group.points), group.sample(metric).mean, lead, out))
     return standings
 
 

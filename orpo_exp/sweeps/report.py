@@ -6,6 +6,7 @@ from pathlib import Path
 
 from orpo_exp.metrics import Direction
 from orpo_exp.runs.states import State, how_many
+from orpo_exp.sweeps.conditions import as_typed
 from orpo_exp.sweeps.decisions import Decision
 from orpo_exp.sweeps.groups import ordered
 from orpo_exp.sweeps.headline import Headline, ahead, cell, different_ways
@@ -132,7 +133,7 @@ def unfinished(results: Results, folder: Path) -> list[str]:
         return []
     rows = [["point", "state", "why", "folder"]]
     for point in points:
-        name = ", ".join(f"{key}={point.settings[key]}" for key in (*results.keys, "seed") if key in point.settings)
+        name = as_typed({key: point.settings[key] for key in (*results.keys, "seed") if key in point.settings})
         place = os.path.relpath(point.folder, folder)
         rows.append([name or point.folder.name, point.state, (point.reason or "")[:300], f"`{place}`"])
     advice = (

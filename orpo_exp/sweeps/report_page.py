@@ -10,7 +10,7 @@ from orpo_exp.pages.document import REPORT, Block, cell, cut, last_lines, rounde
 from orpo_exp.pages.run import in_the_data, opening, read_samples
 from orpo_exp.pair_tables import TEXTS, read_texts
 from orpo_exp.runs.states import FINE, how_many, read_result
-from orpo_exp.sweeps.conditions import as_number
+from orpo_exp.sweeps.conditions import as_number, as_typed
 from orpo_exp.sweeps.groups import Point
 from orpo_exp.sweeps.headline import Headline, ahead
 from orpo_exp.sweeps.headline import cell as written
@@ -55,7 +55,7 @@ def against(results: Results, answer: Headline) -> list[Block]:
     for group in results.groups:
         estimates = {name: found for name in metrics if (found := group.estimate(name))}
         keys = results.keys or [""]
-        others = {key: ", ".join(f"{k}={v}" for k, v in group.setting.items() if k != key) for key in keys}
+        others = {key: as_typed({k: v for k, v in group.setting.items() if k != key}) for key in keys}
         of = {
             name: {
                 **{key: rounded(getattr(found, key)) for key in ("mean", "low", "high")},

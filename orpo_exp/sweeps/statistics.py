@@ -26,6 +26,11 @@ class Sample:
     bounds: tuple[float | None, float | None] = (None, None)
 
     @property
+    def mean(self) -> float:
+        """Over the seeds, of which there is one at least."""
+        return math.fsum(self.values.values()) / len(self.values)
+
+    @property
     def width(self) -> tuple[float, ...]:
         """The largest differences that there can be, both ways."""
         low, high = self.bounds
@@ -113,7 +118,7 @@ class Difference:
 def estimate(sample: Sample) -> Estimate:
     """The mean of one seed or more; without pairs by Student's t for few seeds and by bootstrap for many."""
     values = list(sample.values.values())
-    n, mean = len(values), math.fsum(values) / len(values)
+    n, mean = len(values), sample.mean
     low, high = sample.bounds
     part = sample.pair_part(() if low is None or high is None else (low, low, high, high))
     deviation = statistics.stdev(values) if n > 1 else None
@@ -126,9 +131,9 @@ def estimate(sample: Sample) -> Estimate:
         return Estimate(n, mean, deviation, method=ALIKE)
     pairs = pairs_of(sample.pairs)
     # beyond its bounds there is no mean; where a value lies beyond what was declared, that is no bound
-    ends = float(mean - below), float(mean + above)
-    ends = ends if low is None else (max(ends[0], min(low, mean)), ends[1])
-    ends = ends if high is None else (ends[0], min(ends[1], max(high, mean)))
+    least = -math.inf if low is None else min(low, mean)
+    most = math.inf if high is None else max(high, mean)
+    ends = max(float(mean - below), least), min(float(mean + above), most)
     return Estimate(n, mean, deviation, *ends, "Student's t, " + counted(n, pairs), pairs)
 
 
@@ -155,8 +160,7 @@ def lead(
     if len(seeds) < 2 and least > 1:
         return by_welch(best, other, sign, settings, picked)
     if len(seeds) < 2 and most > 1:
-        mean = statistics.fmean(best.values.values()) - statistics.fmean(other.values.values())
-        return Difference(mean, 1, settings=settings)
+        return Difference(best.mean - other.mean, 1, settings=settings)
     # several common seeds, or a single run each
     runs = list(zip(seeds, seeds, strict=True)) or list(zip(best.values, other.values, strict=True))
     found = [best.values[a] - other.values[b] for a, b in runs]
@@ -192,7 +196,7 @@ def by_welch(best: Sample, other: Sample, sign: float, settings: int, picked: Qu
     """Over seeds that differ, with the degrees of freedom of Welch and Satterthwaite."""
     sides = [list(sample.values.values()) for sample in (best, other)]
     fewest = min(map(len, sides))
-    plain = Difference(statistics.fmean(sides[0]) - statistics.fmean(sides[1]), fewest, settings=settings)
+    plain = Difference(best.mean - other.mean, fewest, settings=settings)
     each = [statistics.variance(side) / len(side) for side in sides]
     freedom = float(fewest - 1)
     if sum(each) > 0:

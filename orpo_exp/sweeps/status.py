@@ -18,6 +18,7 @@ from rich.text import Text
 
 from orpo_exp.runs.states import State, how_many, read_result, slurm_queue
 from orpo_exp.schema import Refused
+from orpo_exp.sweeps.conditions import as_typed
 from orpo_exp.sweeps.results import points_of, reason
 from orpo_exp.sweeps.sweep_file import read_sweep
 from orpo_exp.tracking.console import duration, number
@@ -80,7 +81,7 @@ def status_table(folder: Path, most: int | None = None) -> RenderableType:
     for point, state in [(points[place], states[place]) for place in shown]:
         place = folder / point.folder
         result = read_result(place) or {}
-        label = ", ".join(f"{key}={value}" for key, value in point.overrides.items()) or point.folder
+        label = as_typed(point.overrides) or point.folder
         progress = how_far(result, last_records(place / FILE), state)
         why = "" if state in (State.running, State.missing) else reason(state, result, point.job(queue)) or ""
         table.add_row(Text(label), Text(state, STYLES.get(state, "dim")), *progress, Text(why))
